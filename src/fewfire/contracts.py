@@ -1,0 +1,299 @@
+"""The contracts that everything else leans on, and the letters used for shapes.
+
+Shape letters, everywhere in fewfire::
+
+    B  rows of a batch          D  input width (columns)
+    P  pre-activations          L  latents
+    K  active latents per row
+
+A batch walks: ``Source`` -> ``Batch`` -> ``Autoencoder`` -> ``ForwardOutput`` -> ``Term`` -> ``StepReport``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Batch",
+    "Engine",
+    "ForwardOutput",
+    "Job",
+    "Layout",
+    "Named",
+    "Optimizer",
+    "Source",
+    "SparseCodes",
+    "StepReport",
+    "TrainState",
+]
+
+
+# ---------------------------------------------------------------------------------------------- what flows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a source.
+
+    ``x`` is the target: the clean row, a transcoder's output, all views of a crosscoder. ``x_in`` is what the
+    encoder sees; for a plain autoencoder it is the same tensor. ``rows`` (B,) int64 are the row numbers in the
+    source, so that an error can name them. A source gives data space; Trainer turns it into model space.
+    """
+
+    x_in: Tensor  # (B, *input shape)
+    x: Tensor  # (B, *target shape)
+    rows: Tensor  # (B,) int64
+
+
+class ForwardOutput(NamedTuple):
+    """What one forward pass produced, all in model space."""
+
+    x: Tensor
+    """(B, *target shape) the target"""
+    x_in: Tensor
+    """(B, *input shape) what the encoder saw"""
+    pre_acts: Tensor
+    """(B, P) encoder output; P = n_pre * L"""
+    latents: Tensor
+    """(B, L), or (B, maps, h, w) for a convolution"""
+    recon: Tensor
+    """(B, *target shape) decoder output: an estimate of ``x``"""
+    recon_logits: Tensor
+    """decoder output before its output non-linearity; the same tensor as ``recon`` where there is none"""
+
+
+class SparseCodes(NamedTuple):
+    """Latents, only those that are not zero.
+
+    A row with fewer than K of them is padded with value 0 at index 0.
+    """
+
+    indices: Tensor
+    """(B, K) int64"""
+    values: Tensor
+    """(B, K)"""
+
+
+@dataclass
+class TrainState:
+    """Where training is. Owned by Trainer; terms, activations and engines read it.
+
+    Counters are int64: a bfloat16 counter stops at 256, a float32 one at 2**24.
+    """
+
+    step: int
+    """steps completed"""
+    samples: int
+    """rows seen"""
+    since_fired: Tensor
+    """(L,) int64, rows seen since each latent last fired"""
+    lr: float
+    """learning rate of this step"""
+    seed: int = 0
+    dead_after: int = 10_000_000
+    """a latent is dead when it has not fired for this many rows"""
+
+    @property
+    def dead(self) -> Tensor:
+        """(L,) bool."""
+        return self.since_fired >= self.dead_after
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an engine says of one step."""
+
+    scalars: dict[str, Tensor]
+    """"loss", then every term by its label, before its weight. Tensors until they are logged."""
+    fired: Tensor
+    """(L,) bool, which latents fired on some row of the batch"""
+    bad_rows: Tensor | None = None
+    """row numbers that made the step non-finite; the step then changed nothing. None: the step was committed."""
+
+
+# ------------------------------------------------------------------------------------- what can be plugged in
+
+
+class Named:
+    """A family whose members are found by name: activations, terms, networks, corruptions, preprocessors.
+
+    Subclassing the family is all it takes to join it: the configuration file, the command line, the model folder
+    and the parametrised tests read ``Family.registry``. A member stores its constructor's arguments unchanged
+    under their own names; ``config()`` and ``from_config()`` are each other's inverse.
+
+    >>> class Term(Named): ...
+    >>> class Hoyer(Term): ...
+    >>> Term.registry
+    {'hoyer': <class 'Hoyer'>}
+    """
+
+    registry: ClassVar[dict[str, type[Any]]]
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if Named in cls.__bases__:
+            cls.registry = {}
+            return
+        cls.name = name or cls.__name__.lower()
+        cls.registry[cls.name] = cls
+
+    def config(self) -> dict[str, Any]:
+        """``{"name": ..., argument: value, ...}``, plain enough for YAML and JSON."""
+        parameters = inspect.signature(type(self)).parameters
+        return {"name": self.name, **{key: _plain(getattr(self, key)) for key in parameters}}
+
+    @classmethod
+    def from_config(cls, config: str | Mapping[str, Any] | Self) -> Self:
+        """Build a member from its name, from ``{"name": ..., argument: value}``, or hand one through.
+
+        Raises
+        ------
+        ValueError
+            The name is unknown, or an argument is.
+        """
+        if isinstance(config, cls):
+            return config
+        arguments: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)  # type: ignore[arg-type]
+        family = next(c.__name__.lower() for c in cls.__mro__ if "registry" in c.__dict__)
+        name = arguments.pop("name", None)
+        if name not in cls.registry:
+            raise ValueError(f"unknown {family} {name!r}; choose from: {', '.join(sorted(cls.registry))}")
+        member = cls.registry[name]
+        allowed = inspect.signature(member).parameters
+        unknown = sorted(set(arguments) - set(allowed))
+        if unknown:
+            raise ValueError(
+                f"{family} {name!r} has no setting {', '.join(map(repr, unknown))}; "
+                f"it takes: {', '.join(allowed) or 'nothing'}"
+            )
+        return member(**arguments)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "name")
+        return f"{type(self).__name__}({settings})"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, members to their configs: what YAML and JSON can hold."""
+    if isinstance(value, Named):
+        return value.config()
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a person sees a row: what a picture, a report and the explorer draw.
+
+    ``kind`` "image": ``shape`` is (h, w) or (channels, h, w). "table": ``columns`` are the column names.
+    """
+
+    kind: Literal["table", "image"] = "table"
+    shape: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "shape": list(self.shape), "columns": list(self.columns)}
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any] | None) -> Layout:
+        d = d or {}
+        return cls(d.get("kind", "table"), tuple(d.get("shape", ())), tuple(d.get("columns", ())))
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A stream of batches that is a pure function of (seed, epoch, position).
+
+    There is no iterator state to save: resuming means asking again with ``start``. Implement these names on any
+    object; no base class is needed.
+    """
+
+    n_rows: int | None
+    """rows of one epoch; None: endless"""
+    row_shape: tuple[int, ...]
+    """shape of one input row: (D,) or (channels, h, w)"""
+    target_shape: tuple[int, ...]
+    """shape of one target row; the same as ``row_shape`` for an autoencoder"""
+    layout: Layout
+    fingerprint: str
+    """changes when the data do; a resumed run refuses other data"""
+
+    def batches(
+        self, batch_size: int, *, seed: int = 0, epoch: int = 0, start: int = 0, shuffle: bool = True
+    ) -> Iterator[Batch]:
+        """Batches ``start``, ``start + 1``, ... of one epoch; the last one may be smaller, none is dropped."""
+        ...
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Source, Source]:
+        """(the rest, a random ``fraction`` of the rows): training and validation."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- engines
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The rule that turns gradients into a step. The learning rate is TrainState's."""
+
+    name: Literal["adam", "lbfgs"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    """scale the whole gradient down to at most this Euclidean norm"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything an engine needs to know before the first step."""
+
+    model: Any  # an Autoencoder; Any because that class lives three floors up
+    terms: tuple[Any, ...]
+    optimizer: Optimizer = field(default_factory=Optimizer)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One training step: loss, gradients, update.
+
+    An engine computes, then commits: a step that is not finite changes nothing and names its rows. It caches no
+    weight, k or learning rate, because Trainer may change them between steps. All engines share one
+    ``state_dict`` format, named by parameter, so any engine resumes another's checkpoint.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, job: Job) -> None: ...
+
+    @classmethod
+    def refuses(cls, job: Job) -> str | None:
+        """Why this engine cannot do the job; None: it can."""
+        ...
+
+    def step(self, batch: Batch, state: TrainState) -> StepReport: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+def as_latent_mask(active: Tensor) -> Tensor:
+    """(B, L, ...) bool -> (L,) bool: the latents active somewhere. A feature map counts as one latent."""
+    return active.transpose(0, 1).flatten(1).any(1) if active.ndim > 2 else active.any(0)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The precision fewfire infers in: float64 stays float64, everything else becomes float32.
+
+    float16 is raised before anything is squared or summed: in float16 a row of norm 1280 already overflows.
+    """
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,112 @@
+"""Pure functions of tensors, and the running moments that let them stream.
+
+Sums are taken in float64, whatever comes in: in float32 the variance of a column with mean 10,000 and spread 1 is 0.
+Formulas and meanings: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Moments",
+    "dead_fraction",
+    "density",
+    "explained_variance",
+    "fvu",
+    "l0",
+    "mean_activation",
+    "mse",
+    "unexplained",
+]
+
+
+def mse(x: Tensor, recon: Tensor) -> float:
+    """Mean squared error over every row and column."""
+    _same_shape(x, recon)
+    return (recon.double() - x.double()).square().mean().item()
+
+
+def fvu(x: Tensor, recon: Tensor) -> float:
+    """Fraction of variance unexplained: squared error over squared distance from the mean of the whole set.
+
+    0 is perfect; predicting the mean of every column gives exactly 1.
+    """
+    _same_shape(x, recon)
+    moments = Moments.of(x)
+    return unexplained((recon.double() - x.double()).square().sum().item(), moments.m2.sum().item())
+
+
+def explained_variance(x: Tensor, recon: Tensor) -> float:
+    """1 - FVU: 1 is perfect, predicting the mean of every column gives 0, worse than that is negative."""
+    return 1.0 - fvu(x, recon)
+
+
+def unexplained(squared_error: float, squared_deviation: float) -> float:
+    """FVU from its two sums. Data without variance: 0 when reproduced exactly, else 1 (as scikit-learn's r2_score)."""
+    if squared_deviation > 0:
+        return squared_error / squared_deviation
+    return 0.0 if squared_error == 0 else 1.0
+
+
+def l0(active: Tensor) -> float:
+    """Mean number of latents that fire per row. ``active``: (B, L, ...) bool."""
+    return active.flatten(1).sum(1).double().mean().item()
+
+
+def density(active: Tensor) -> Tensor:
+    """(L,) float64: the fraction of rows on which each latent fires. A feature map fires when any position does."""
+    return active.flatten(2).any(2).double().mean(0) if active.ndim > 2 else active.double().mean(0)
+
+
+def dead_fraction(active: Tensor) -> float:
+    """The fraction of latents that fire on no row."""
+    return (density(active) == 0).double().mean().item()
+
+
+def mean_activation(latents: Tensor) -> float:
+    """Mean over rows and latents: the course's average rho_hat."""
+    return latents.double().mean().item()
+
+
+def _same_shape(x: Tensor, recon: Tensor) -> None:
+    if x.shape != recon.shape:
+        raise ValueError(f"x and recon must have one shape; x is {tuple(x.shape)}, recon {tuple(recon.shape)}")
+
+
+class Moments:
+    """Count, mean and squared deviations per column, over a stream, without keeping it.
+
+    Chan, Golub & LeVeque 1983: merging blocks keeps the digits that ``E[x^2] - E[x]^2`` loses.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.m2 = torch.zeros((), dtype=torch.float64)
+
+    @classmethod
+    def of(cls, x: Tensor) -> Moments:
+        moments = cls()
+        moments.update(x)
+        return moments
+
+    def update(self, x: Tensor) -> None:
+        """Take in (B, ...) more rows."""
+        x = x.double()
+        n = len(x)
+        if n == 0:
+            return
+        mean = x.mean(0)
+        m2 = (x - mean).square().sum(0)
+        total = self.count + n
+        delta = mean - self.mean
+        self.m2 = self.m2 + m2 + delta.square() * (self.count * n / total)
+        self.mean = self.mean + delta * (n / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance of each column."""
+        return self.m2 / max(self.count, 1)
