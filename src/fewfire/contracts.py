@@ -146,8 +146,13 @@ class Named:
 
     def config(self) -> dict[str, Any]:
         """``{"name": ..., argument: value, ...}``, plain enough for YAML and JSON."""
-        parameters = inspect.signature(type(self)).parameters
-        return {"name": self.name, **{key: _plain(getattr(self, key)) for key in parameters}}
+        return {"name": self.name, **{key: _plain(getattr(self, key)) for key in self.settings()}}
+
+    @classmethod
+    def settings(cls) -> list[str]:
+        """The names of the constructor's arguments."""
+        parameters = inspect.signature(cls).parameters.values()
+        return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
     @classmethod
     def from_config(cls, config: str | Mapping[str, Any] | Self) -> Self:
@@ -166,7 +171,7 @@ class Named:
         if name not in cls.registry:
             raise ValueError(f"unknown {family} {name!r}; choose from: {', '.join(sorted(cls.registry))}")
         member = cls.registry[name]
-        allowed = inspect.signature(member).parameters
+        allowed = member.settings()
         unknown = sorted(set(arguments) - set(allowed))
         if unknown:
             raise ValueError(

@@ -1,0 +1,315 @@
+"""The Autoencoder: an encoder, an Activation and a decoder. There is no path around the latents."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fewfire import rng
+from fewfire.activations import Activation
+from fewfire.contracts import ForwardOutput, Layout, SparseCodes, TrainState, compute_dtype
+from fewfire.networks import OUTPUTS, Network
+from fewfire.preprocess import Preprocess, make_preprocess
+
+__all__ = ["Autoencoder"]
+
+CHUNK = 64
+"""Rows per product at inference. A matrix product may round a row differently in batches of different sizes;
+in chunks of one size, filled up with zeros, a row encoded alone has the bits it has in any batch."""
+
+
+class Autoencoder(nn.Module):
+    """
+    ::
+
+        z = activation(encoder(x_in))        x_hat = decoder(z)
+
+    Parameters
+    ----------
+    d_in
+        Input width D, or the shape of a row such as ``(channels, h, w)``.
+    n_latents
+        L.
+    activation
+        An ``Activation``, its name, or ``{"name": "topk", "k": 32}``.
+    network
+        A ``Network``, its name, or ``{"name": "linear", "tied": True}``: the shape of encoder and decoder.
+    d_out
+        Width or shape of a target row; None: the input's. A transcoder's output, or (views, D) for a crosscoder.
+    preprocess, preprocess_out
+        Data space to model space, of inputs and of targets; ``preprocess_out`` None: the same when the target has
+        the input's shape, else none. Trainer fits them; the model carries them.
+    layout
+        How a person sees a row, for pictures.
+    dtype
+        Of the parameters.
+    seed
+        Of the first weights. The global generators are not touched.
+
+    Notes
+    -----
+    Two spaces. ``forward`` works in model space, after preprocessing: it is what training, terms and engines use.
+    ``encode``, ``encode_sparse``, ``decode`` and ``reconstruct`` take and give data space, compute in float64 for
+    float64 and in float32 for everything else, and track no gradient.
+    """
+
+    def __init__(
+        self,
+        d_in: int | tuple[int, ...],
+        n_latents: int,
+        activation: str | Mapping[str, Any] | Activation = "topk",
+        *,
+        network: str | Mapping[str, Any] | Network = "linear",
+        d_out: int | tuple[int, ...] | None = None,
+        preprocess: Any = None,
+        preprocess_out: Any = None,
+        layout: Layout | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.input_shape = _shape("d_in", d_in)
+        self.target_shape = self.input_shape if d_out is None else _shape("d_out", d_out)
+        self.n_latents = _positive("n_latents", n_latents)
+        self.layout = layout or Layout()
+
+        self.activation = Activation.from_config(activation)
+        self.activation.build(n_latents)
+        self.network = Network.from_config(network)
+        self.encoder, self.decoder, self.latent_shape = self.network.build(
+            self.input_shape,
+            self.target_shape,
+            n_latents,
+            self.activation.n_pre,
+            unit_norm=self.activation.unit_norm,
+            generator=rng.generator(seed, "weights"),
+        )
+        self.to(dtype)  # before preprocess, whose statistics stay in float64
+        self.preprocess: Preprocess | None = make_preprocess(preprocess)
+        self.preprocess_out: Preprocess | None = make_preprocess(preprocess_out)
+        self._copies: dict[torch.dtype, tuple[Any, Autoencoder]] = {}
+
+    # ------------------------------------------------------------------------------ model space
+
+    def forward(
+        self, x_in: Tensor, x: Tensor | None = None, state: TrainState | None = None
+    ) -> ForwardOutput:
+        """(B, *input shape) -> ForwardOutput, all in model space.
+
+        ``x`` is the target when it is not the input itself; ``state`` is given during training only.
+        """
+        pre_acts, latents = self.codes(x_in, state)
+        logits = self.decoder(latents)
+        recon = self._output(logits)
+        return ForwardOutput(x_in if x is None else x, x_in, pre_acts, latents, recon, logits)
+
+    def codes(self, x_in: Tensor, state: TrainState | None = None) -> tuple[Tensor, Tensor]:
+        """(B, *input shape) -> pre_acts (B, P) and latents (B, *latent shape), in model space."""
+        return self.activation.encode(x_in, self, state)
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What terms may ask of this model (the table in ``Term``)."""
+        linear = self.network.output == "identity"
+        network = self.network.gives if linear else self.network.gives - {"linear_decoder"}
+        return self.activation.gives | network | (frozenset() if linear else {"output_logits"})
+
+    def to_model_space(self, x: Tensor) -> Tensor:
+        """Preprocess inputs."""
+        return x if self.preprocess is None else self.preprocess(x)
+
+    def target_to_model_space(self, x: Tensor) -> Tensor:
+        """Preprocess targets."""
+        preprocess = self._preprocess_out
+        return x if preprocess is None else preprocess(x)
+
+    def target_to_data_space(self, recon: Tensor, like: Tensor | None = None) -> Tensor:
+        """Undo ``target_to_model_space``; ``like`` restores what was removed per row, such as its mean."""
+        preprocess = self._preprocess_out
+        return recon if preprocess is None else preprocess.inverse(recon, like=like)
+
+    # ------------------------------------------------------------------------------ data space
+
+    def encode(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """(B, *input shape) -> latents (B, *latent shape). A row alone gives the bits it gives in any batch.
+
+        Raises
+        ------
+        ValueError
+            The rows do not have the model's input shape.
+        """
+        x, model = self._ready(x, self.input_shape)
+        with torch.no_grad():
+            return _in_chunks(lambda rows: model.codes(model.to_model_space(rows))[1], x)
+
+    def encode_sparse(self, x: Tensor | npt.ArrayLike) -> SparseCodes:
+        """(B, *input shape) -> SparseCodes (B, K): the latents that are not 0, K the most of any row.
+
+        Logistic units are never 0, so all of theirs are kept, and ``decode`` gives what dense latents would.
+        """
+        latents = self.encode(x).flatten(1)
+        k = max(1, int((latents != 0).sum(1).max())) if len(latents) else 1
+        top = latents.abs().topk(k, dim=1)
+        values = latents.gather(1, top.indices)
+        return SparseCodes(top.indices.where(values != 0, 0), values)
+
+    def decode(self, codes: Tensor | npt.ArrayLike | SparseCodes, like: Tensor | None = None) -> Tensor:
+        """Latents (B, *latent shape), or SparseCodes, -> reconstructions (B, *target shape).
+
+        ``like``: data-space rows that lend what preprocessing removed from each row, such as its mean.
+        """
+        if isinstance(codes, SparseCodes):
+            values, model = self._ready(codes.values, tuple(codes.values.shape[1:]))
+            dense = values.new_zeros(len(values), math.prod(self.latent_shape))
+            latents = dense.scatter_add_(1, codes.indices.to(values.device), values)
+            latents = latents.unflatten(1, self.latent_shape)
+        else:
+            latents, model = self._ready(codes, self.latent_shape, what="latents")
+        with torch.no_grad():
+            recon = _in_chunks(lambda z: model._output(model.decoder(z)), latents)
+            return model.target_to_data_space(recon, like)
+
+    def reconstruct(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """(B, *input shape) -> (B, *target shape): ``decode(encode(x), like=x)``."""
+        x, model = self._ready(x, self.input_shape)
+        return model.decode(model.encode(x), like=x if self.input_shape == self.target_shape else None)
+
+    # ------------------------------------------------------------------------------ description
+
+    def config(self) -> dict[str, Any]:
+        """Plain values from which ``from_config`` builds the same architecture."""
+        return {
+            "d_in": _plain_shape(self.input_shape),
+            "n_latents": self.n_latents,
+            "d_out": _plain_shape(self.target_shape),
+            "activation": self.activation.config(),
+            "network": self.network.config(),
+            "preprocess": self.preprocess.config() if self.preprocess else None,
+            "preprocess_out": self.preprocess_out.config() if self.preprocess_out else None,
+            "layout": self.layout.to_dict(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Autoencoder:
+        """The architecture that ``config()`` described, with first weights.
+
+        Raises
+        ------
+        ValueError
+            A key is unknown or missing, or a value is not one that the architecture can take.
+        """
+        known = {
+            "d_in",
+            "n_latents",
+            "d_out",
+            "activation",
+            "network",
+            "preprocess",
+            "preprocess_out",
+            "layout",
+            "dtype",
+        }
+        if set(config) != known:
+            raise ValueError(
+                f"expected the keys {', '.join(sorted(known))} in an architecture; "
+                f"unknown: {sorted(set(config) - known)}, missing: {sorted(known - set(config))}"
+            )
+        if config["dtype"] not in ("float32", "float64", "bfloat16", "float16"):
+            raise ValueError(f"expected dtype float32, float64, bfloat16 or float16; got {config['dtype']!r}")
+        settings = dict(config)
+        for side in ("d_in", "d_out"):
+            settings[side] = tuple(settings[side]) if isinstance(settings[side], list) else settings[side]
+        settings["layout"] = Layout.from_dict(settings["layout"])
+        settings["dtype"] = getattr(torch, settings["dtype"])
+        return cls(**settings)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.encoder.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    def extra_repr(self) -> str:
+        return f"{self.input_shape} -> {self.latent_shape} -> {self.target_shape}"
+
+    # ------------------------------------------------------------------------------ private
+
+    @property
+    def _preprocess_out(self) -> Preprocess | None:
+        same = self.input_shape == self.target_shape
+        return self.preprocess_out or (self.preprocess if same else None)
+
+    @property
+    def _output(self) -> Callable[[Tensor], Tensor]:
+        return OUTPUTS[self.network.output]
+
+    @overload
+    def _ready(self, x: Tensor, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]: ...
+    @overload
+    def _ready(
+        self, x: npt.ArrayLike, shape: tuple[int, ...], what: str = "x"
+    ) -> tuple[Tensor, Autoencoder]: ...
+    def _ready(
+        self, x: Tensor | npt.ArrayLike, shape: tuple[int, ...], what: str = "x"
+    ) -> tuple[Tensor, Autoencoder]:
+        """Checked rows on the model's device in the computing dtype, and the model in that dtype."""
+        x = x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        if tuple(x.shape[1:]) != shape or x.ndim < 2:
+            raise ValueError(
+                f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(x.shape)}"
+            )
+        dtype = compute_dtype(x)
+        return x.to(self.device, dtype), self._in_dtype(dtype)
+
+    def _in_dtype(self, dtype: torch.dtype) -> Autoencoder:
+        """This model, or a copy in another precision, kept until a parameter changes."""
+        if dtype == self.dtype:
+            return self
+        version = tuple((p.data_ptr(), p._version) for p in self.state_dict().values())
+        if dtype not in self._copies or self._copies[dtype][0] != version:
+            self._copies.clear()
+            twin = copy.deepcopy(self)
+            preprocess, preprocess_out = twin.preprocess, twin.preprocess_out
+            twin.preprocess = twin.preprocess_out = None  # its statistics keep their float64
+            twin.to(dtype)
+            twin.preprocess, twin.preprocess_out = preprocess, preprocess_out
+            self._copies[dtype] = (version, twin)
+        return self._copies[dtype][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": {}}
+
+
+def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function`` on chunks of exactly CHUNK rows, the last one filled up with zeros."""
+    parts = []
+    for rows in x.split(CHUNK):
+        short = CHUNK - len(rows)
+        full = torch.cat([rows, rows.new_zeros(short, *rows.shape[1:])]) if short else rows
+        parts.append(function(full)[: len(rows)])
+    return torch.cat(parts) if parts else function(x.new_zeros(CHUNK, *x.shape[1:]))[:0]
+
+
+def _shape(what: str, size: int | tuple[int, ...]) -> tuple[int, ...]:
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    return tuple(_positive(what, s) for s in sizes)
+
+
+def _positive(what: str, value: int) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"expected {what} to be a whole number of at least 1; got {value!r}")
+    return value
+
+
+def _plain_shape(shape: tuple[int, ...]) -> int | list[int]:
+    return shape[0] if len(shape) == 1 else list(shape)

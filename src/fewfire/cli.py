@@ -1,0 +1,208 @@
+"""The command line: one thin command per verb, each calling one function below. Nothing heavy is imported for --help.
+
+Exit codes: 0 done, 1 the work failed, 2 the call was wrong. A failure is one line; --debug shows where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewfire._version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fewfire",
+    help="Few features fire: train sparse autoencoders on any matrix of numbers, and see what they learned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a bare model folder.")]
+DataArg = Annotated[
+    str, typer.Argument(metavar="DATA", help="A file (.npy), or a built-in name: digits, patches.")
+]
+MaybeData = Annotated[
+    str | None, typer.Argument(metavar="[DATA]", help="Default: what the run was trained on.")
+]
+OutFile = Annotated[Path, typer.Option("--out", help="The file to write.")]
+
+
+@app.command()
+def train(
+    data: DataArg,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run.")],
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file; see `fewfire config`.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, such as train.steps=500. Repeatable.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the run.")
+    ] = False,
+) -> None:
+    """Train a dictionary. With nothing but DATA and --out, a good one."""
+    from fewfire import runs
+
+    saved = out / "config.yaml"
+    if resume and config is None and saved.is_file():
+        config = saved
+    runs.train(runs.load_config(config, settings or (), path=data), out, resume=resume)
+    _say(f"{out} holds the model. Next: fewfire report {out}")
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    data: MaybeData = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """How well and how sparsely the model describes the rows."""
+    from fewfire.evaluate import evaluate as measure
+    from fewfire.report import METRICS
+    from fewfire.runs import open_run
+
+    opened = open_run(run)
+    result = measure(opened.model, opened.source(data))
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for name, value in result.items():
+        typer.echo(f"{name:>20}  {_number(value):>12}  {METRICS.get(name, '')}")
+
+
+@app.command()
+def encode(run: RunPath, data: DataArg, out: OutFile) -> None:
+    """Write the latents of every row: .npz (CSR), .parquet or .npy (dense)."""
+    from fewfire.outputs import write_codes
+    from fewfire.runs import open_run
+
+    opened = open_run(run)
+    shape = write_codes(opened.model, opened.source(data), out)
+    _say(f"{out}: {shape[0]:,} rows of {shape[1]:,} latents")
+
+
+@app.command()
+def reconstruct(run: RunPath, data: DataArg, out: OutFile) -> None:
+    """Write the reconstruction of every row, a denoiser's output: .npy or .parquet."""
+    from fewfire.outputs import write_reconstructions
+    from fewfire.runs import open_run
+
+    opened = open_run(run)
+    shape = write_reconstructions(opened.model, opened.source(data), out)
+    _say(f"{out}: {shape[0]:,} rows of shape {' x '.join(map(str, shape[1:]))}")
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run folder, a model folder or file.")],
+) -> None:
+    """What a model is and where it comes from, read from its header alone."""
+    from fewfire import files
+
+    typer.echo(json.dumps(files.read_config(path), indent=2))
+
+
+@app.command()
+def report(run: RunPath, data: MaybeData = None) -> None:
+    """Write report.html: what was learned, as pictures, in one file."""
+    from fewfire.report import write_report
+    from fewfire.runs import open_run
+
+    opened = open_run(run)
+    _say(str(write_report(opened, opened.source(data))))
+
+
+@app.command()
+def demo(
+    what: Annotated[str, typer.Argument(metavar="[patches|digits]")] = "patches",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the run.")] = None,
+    show: Annotated[
+        bool | None, typer.Option("--open/--no-open", help="Show the report in a browser.")
+    ] = None,
+) -> None:
+    """Train on real data that ships with scikit-learn, and show the report. Under a minute, offline."""
+    from fewfire.demo import run_demo
+
+    page = run_demo(what, out)
+    _say(f"open {page}")
+    if show if show is not None else _has_screen():
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def config() -> None:
+    """Print the schema of the configuration file (JSON Schema)."""
+    from fewfire.runs import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    # --debug is understood anywhere, not only before the verb
+    arguments = (["--debug"] if debug else []) + [a for a in arguments if a != "--debug"]
+    warnings.showwarning = lambda message, *rest, **more: _say(f"warning: {message}")
+    try:
+        app(args=arguments)
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"fewfire: {_one_line(error)}")
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    """2 when other words would have helped, 1 when the work itself failed."""
+    from fewfire.disk import ModelFileError
+
+    wrong_call = ValueError | TypeError | FileNotFoundError | FileExistsError | NotADirectoryError
+    return 2 if isinstance(error, wrong_call) and not isinstance(error, ModelFileError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            return f"no setting {where!r}; `fewfire config` prints what there is"
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _has_screen() -> bool:
+    return sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY")))

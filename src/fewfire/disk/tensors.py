@@ -1,0 +1,337 @@
+"""Named tensors and their metadata in one checksummed file.
+
+The file is an ordinary safetensors file, which any of its readers opens::
+
+    8 bytes     header length N, little-endian
+    N bytes     JSON: {"__metadata__": {"fewfire": ..., "metadata_sha256": ..., "sha256": ...},
+                       name: {"dtype": "F32", "shape": [L, D], "data_offsets": [begin, end]}, ...}
+    the rest    the tensors, one after another, without gaps
+
+A file from a stranger is cheap to refuse: its header is measured before it is parsed, and no memory is taken
+for data that the file does not hold. Checksums guard against accident, not against forgery: whoever can write
+the file can write the checksums.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewfire.disk.atomic import atomic_writer
+from fewfire.disk.strict_json import MAX_DEPTH, canonical_json, deeper_than, parse_json, sha256_text, short
+
+__all__ = ["ModelFileError", "load_tensors", "read_metadata", "save_tensors"]
+
+# What a file may claim: far above any model, far below what makes a reader suffer. (A header of a million
+# empty tensors costs the safetensors library 23 seconds and a gigabyte.) Saving keeps the same limits.
+MAX_HEADER_BYTES = 1 << 20
+MAX_TENSORS = 4096
+MAX_NAME = 256
+MAX_RANK = 5
+MAX_DIM = 1 << 31
+MAX_ELEMENTS = 1 << 40
+"""per tensor, an empty dimension counted as 1: (0, 2**31, 2**31, 2**31) is empty and overflows a stride"""
+
+_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class ModelFileError(ValueError):
+    """A file is damaged, hostile, too new, or not fewfire's. The message is one line and names the file."""
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors and metadata as one checksummed safetensors file, whole or not at all.
+
+    The same input gives the same bytes. Tensors may live on any device, be strided, or share memory; each is
+    written in full.
+
+    Parameters
+    ----------
+    path
+        The file to write. Its folder must exist.
+    tensors
+        Name -> dense tensor of any shape, of a floating-point, integer or bool dtype.
+    metadata
+        Plain JSON values.
+
+    Raises
+    ------
+    ValueError
+        A tensor or the metadata cannot be stored, or is larger than :func:`load_tensors` would accept.
+    OSError
+        The disk refused; an older file at ``path`` is untouched.
+    """
+    tensors = {name: _on_host(name, tensor) for name, tensor in tensors.items()}
+    # Wide elements first: every tensor then starts at a multiple of its element size, as memory maps like it.
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    header = _header(tensors, metadata)
+    with atomic_writer(path) as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for tensor in tensors.values():
+            file.write(_bytes(tensor))
+
+
+def load_tensors(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote, every byte verified.
+
+    Returns
+    -------
+    tensors, metadata
+        The tensors own their memory and live on ``device``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ModelFileError
+        The file is damaged, beyond the limits above, or not written by fewfire.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    with _opened(path) as file, _blaming(path):
+        contents = _read_header(file)
+        for name, entry in contents.entries.items():
+            # Read, not mapped: a mapped file that shrinks meanwhile kills the process with SIGBUS.
+            tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+            data = _bytes(tensor)
+            if file.readinto(data) != len(data):
+                raise ValueError(f"the file ends inside tensor {short(name)}")
+            if _digest(entry.dtype, entry.shape, data) != contents.sha256[name]:
+                raise ValueError(f"tensor {short(name)} does not match its checksum")
+            tensors[name] = tensor.to(device)
+    return tensors, contents.metadata
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Only the metadata of a file, verified. The tensors are not read, so a large file takes no longer.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ModelFileError
+        The header is damaged, beyond the limits above, or not written by fewfire.
+    """
+    path = Path(path)
+    with _opened(path) as file, _blaming(path):
+        return _read_header(file).metadata
+
+
+# ---------------------------------------------------------------------------------------------- both ways
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def refusal(self, name: str) -> str | None:
+        """Why no fewfire file holds such a tensor; None: it may."""
+        if name == "__metadata__":
+            return "has a name that safetensors keeps for itself"
+        if len(name) > MAX_NAME:
+            return f"has a name of {len(name)} characters, at most {MAX_NAME} are allowed"
+        if len(self.shape) > MAX_RANK:
+            return f"has {len(self.shape)} dimensions, at most {MAX_RANK} are allowed"
+        if any(not 0 <= dim <= MAX_DIM for dim in self.shape):
+            return f"has a dimension outside 0 ... {MAX_DIM}"
+        if math.prod(max(dim, 1) for dim in self.shape) > MAX_ELEMENTS:
+            return f"has a shape of more than {MAX_ELEMENTS} elements"
+        if self.end - self.begin != math.prod(self.shape) * _DTYPES[self.dtype].itemsize:
+            return "has data offsets that do not fit its shape"
+        return None
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor; not a copy."""
+    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def _digest(dtype: str, shape: tuple[int, ...], data: memoryview) -> str:
+    """SHA-256 over dtype, shape and bytes: the same bytes in another shape are another tensor."""
+    digest = hashlib.sha256(canonical_json([dtype, shape]).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def _on_host(name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPE_NAMES:
+        raise ValueError(
+            f"tensor {short(name)}: expected a dense tensor of {', '.join(_DTYPES)}; "
+            f"got {'a meta tensor without data' if tensor.is_meta else f'{tensor.layout}, {tensor.dtype}'}"
+        )
+    return tensor.detach().cpu().contiguous()
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """The header of these tensors, in this order, padded to a multiple of 8 bytes."""
+    position, digests, entries = 0, {}, {}
+    for name, tensor in tensors.items():
+        entry = _Entry(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), position, position + tensor.nbytes)
+        refusal = entry.refusal(name)
+        if refusal:
+            raise ValueError(f"tensor {short(name)} cannot be saved: it {refusal}")
+        digests[name] = _digest(entry.dtype, entry.shape, _bytes(tensor))
+        entries[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (entry.begin, entry.end)}
+        position = entry.end
+
+    text = canonical_json(dict(metadata))
+    if deeper_than(MAX_DEPTH, text):
+        raise ValueError(f"the metadata cannot be saved: they are nested deeper than {MAX_DEPTH} levels")
+    claims = {"fewfire": text, "metadata_sha256": sha256_text(text), "sha256": canonical_json(digests)}
+    header = canonical_json({"__metadata__": claims, **entries}).encode()
+    header += b" " * (-len(header) % 8)
+    if len(entries) > MAX_TENSORS or len(header) > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"expected at most {MAX_TENSORS} tensors and {MAX_HEADER_BYTES} bytes of names and metadata, "
+            f"got {len(entries)} tensors and {len(header)} bytes; shorten the metadata"
+        )
+    return header
+
+
+# ---------------------------------------------------------------------------------------------- reading
+# These raise ValueError with a clause; _blaming makes it a sentence about the file.
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """A header, checked."""
+
+    metadata: dict[str, Any]
+    sha256: dict[str, Any]
+    """name -> the digest that its tensor must have"""
+    entries: dict[str, _Entry]
+    """in the order of their bytes"""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no such model file; check the path", str(path))
+    if not path.is_file():  # a folder; or a pipe, which would block for ever
+        raise ModelFileError(f"{path} is not a file; expected a .safetensors file")
+    with path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ModelFileError as error:
+        raise ModelFileError(f"{path} {error}") from None
+    except ValueError as error:
+        raise ModelFileError(f"{path} is damaged: {error}; restore it from a copy") from None
+    except OSError as error:  # a failing disk: the system does not say which file it was reading
+        raise OSError(error.errno, f"could not read ({error.strerror or error})", str(path)) from error
+
+
+def _read_header(file: BufferedReader) -> _Contents:
+    size = os.fstat(file.fileno()).st_size
+    if size < 8:
+        raise ValueError(f"it is {size} bytes long, too short for a safetensors file")
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got a length of {length}")
+    raw = file.read(length)
+    if len(raw) < length:
+        raise ValueError(f"the file ends inside its header, at byte {size} of at least {8 + length}")
+    header = parse_json(raw)
+    claims = header.pop("__metadata__", None) if isinstance(header, dict) else None
+    if not isinstance(claims, dict) or "fewfire" not in claims:
+        raise ModelFileError(
+            "was not written by fewfire, its metadata do not say so; `fewfire convert` may read it"
+        )
+
+    metadata, sha256 = _read_claims(claims)
+    entries = _read_entries(header, size - 8 - length)
+    for name in sha256.keys() ^ entries.keys():
+        raise ValueError(
+            f"tensor {short(name)} has {'no checksum' if name in entries else 'a checksum but no data'}"
+        )
+    return _Contents(metadata, sha256, entries)
+
+
+def _read_claims(claims: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metadata, verified, and the digests that the tensors must have."""
+    texts = (claims.get(key) for key in ("fewfire", "metadata_sha256", "sha256"))
+    metadata, expected, sha256 = (text if isinstance(text, str) else "" for text in texts)
+    if sha256_text(metadata) != expected:
+        raise ValueError("the metadata do not match their checksum")
+    parsed, digests = parse_json(metadata), parse_json(sha256)
+    if not isinstance(parsed, dict) or not isinstance(digests, dict):
+        raise ValueError("the metadata are not a JSON object")
+    return parsed, digests
+
+
+def _read_entries(header: dict[str, Any], n_bytes: int) -> dict[str, _Entry]:
+    """The tensors' entries in the order of their bytes, which they must cover exactly."""
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"it has {len(header)} tensors, at most {MAX_TENSORS} are allowed")
+    entries = {name: _read_entry(name, value) for name, value in header.items()}
+    entries = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    position = 0
+    for name, entry in entries.items():
+        if entry.begin != position:
+            raise ValueError(f"tensor {short(name)} starts at byte {entry.begin}, expected {position}")
+        position = entry.end
+    if position != n_bytes:
+        raise ValueError(f"its tensors take {position} bytes, the file has {n_bytes} for them")
+    return entries
+
+
+def _read_entry(name: str, value: Any) -> _Entry:
+    match value:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if len(
+            value
+        ) == 3 and all(type(number) is int for number in (*shape, begin, end)):
+            entry = _Entry(dtype, tuple(shape), begin, end)
+        case _:
+            raise ValueError(f"tensor {short(name)} is not described by dtype, shape and data offsets")
+    if dtype not in _DTYPES:
+        raise ValueError(f"tensor {short(name)} has the unknown dtype {short(dtype)}")
+    refusal = entry.refusal(name)
+    if refusal:
+        raise ValueError(f"tensor {short(name)} {refusal}")
+    return entry

@@ -1,0 +1,34 @@
+"""One training step. ``autograd`` is the truth and takes any model; a fused engine gives the same result, faster.
+
+An engine is one class in one file of this folder, listed in ENGINES from the fastest to the most general.
+"""
+
+from __future__ import annotations
+
+from fewfire.contracts import Engine, Job
+from fewfire.engines.autograd import AutogradEngine
+
+__all__ = ["ENGINES", "AutogradEngine", "choose"]
+
+ENGINES: tuple[type[Engine], ...] = (AutogradEngine,)
+
+
+def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
+    """The first engine that takes the job, and a sentence that says which and why.
+
+    Raises
+    ------
+    ValueError
+        The engine asked for by name does not exist or refuses the job, or none takes it.
+    """
+    known = {engine.name: engine for engine in ENGINES}
+    if name != "auto" and name not in known:
+        raise ValueError(f"unknown engine {name!r}; choose from: auto, {', '.join(known)}")
+    refusals = []
+    for engine in ENGINES if name == "auto" else (known[name],):
+        refusal = engine.refuses(job)
+        if refusal is None:
+            why = "asked for" if name != "auto" else "; ".join(refusals) or "takes any model"
+            return engine(job), f"{engine.name} ({why})"
+        refusals.append(f"{engine.name}: {refusal}")
+    raise ValueError(f"no engine takes this job. {'; '.join(refusals)}")

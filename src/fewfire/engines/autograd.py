@@ -1,0 +1,120 @@
+"""The engine that is the truth: torch's autograd on the sum of the terms, then Adam or L-BFGS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fewfire.contracts import Batch, ForwardOutput, Job, StepReport, TrainState, as_latent_mask
+from fewfire.engines.optimizers import make_optimizer
+
+__all__ = ["AutogradEngine", "objective"]
+
+
+def objective(
+    model: Any, terms: Mapping[str, Any], out: ForwardOutput, state: TrainState | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The course's Obj: ``sum of weight * term``, and the terms by label before their weights."""
+    values = {label: term(model, out, state) for label, term in terms.items()}
+    loss = torch.stack([terms[label].weight * value for label, value in values.items()]).sum()
+    return loss, values
+
+
+class AutogradEngine:
+    """One step: forward, loss, backward; then, if everything is finite, project, clip, update, constrain."""
+
+    name: ClassVar[str] = "autograd"
+
+    def __init__(self, job: Job) -> None:
+        self.model = job.model
+        self.terms = labelled(job.terms)
+        self.parameters = {n: p for n, p in job.model.named_parameters() if p.requires_grad}
+        self.clip_norm = job.optimizer.clip_norm
+        self.optimizer = make_optimizer(job.optimizer, self.parameters)
+
+    @classmethod
+    def refuses(cls, job: Job) -> str | None:
+        if job.optimizer.name == "lbfgs" and job.model.decoder.constrained:
+            return "L-BFGS moves parameters freely and cannot keep decoder rows at unit norm; set network.unit_norm to false"
+        return None
+
+    def step(self, batch: Batch, state: TrainState) -> StepReport:
+        out: ForwardOutput
+        scalars: dict[str, Tensor]
+
+        def evaluate() -> Tensor:
+            """The loss at the present parameters, its gradient in ``.grad``; L-BFGS asks more than once a step."""
+            nonlocal out, scalars
+            for p in self.parameters.values():
+                p.grad = None
+            out = self.model(batch.x_in, batch.x, state)
+            loss, values = objective(self.model, self.terms, out, state)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            scalars = {"loss": loss.detach(), **{k: v.detach() for k, v in values.items()}}
+            return scalars["loss"]
+
+        with torch.enable_grad():
+            loss = evaluate()
+        norm = _gradient_norm(self.parameters)
+        if not torch.isfinite(loss + norm):
+            return self._uncommitted(batch, out, scalars)
+
+        self.model.decoder.project_gradient()
+        if self.clip_norm is not None and norm > self.clip_norm:
+            for p in self._with_gradient():
+                p.grad *= self.clip_norm / norm  # type: ignore[operator]
+        first, first_scalars = out, scalars
+        with torch.enable_grad():
+            self.optimizer.step(state.lr, loss, evaluate)
+        self.model.decoder.constrain()
+        with torch.no_grad():
+            self.model.activation.commit(first, state)
+            return self._committed(first, first_scalars)
+
+    def _with_gradient(self) -> list[Tensor]:
+        return [p for p in self.parameters.values() if p.grad is not None]
+
+    def _committed(self, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:
+        active = self.model.activation.active(out.latents)
+        rows = len(active)
+        scalars["l0"] = active.sum() / rows
+        scalars["squared_error"] = (out.recon - out.x).square().sum() / rows
+        return StepReport(scalars, as_latent_mask(active))
+
+    def _uncommitted(self, batch: Batch, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:
+        """Name the rows that are not finite; when each row is but their sum is not, all of them."""
+        finite = _rows_finite(batch.x_in) & _rows_finite(batch.x) & _rows_finite(out.recon.detach())
+        bad = batch.rows if bool(finite.all()) else batch.rows[~finite.to(batch.rows.device)]
+        fired = torch.zeros(out.latents.shape[1], dtype=torch.bool, device=out.latents.device)
+        return StepReport(scalars, fired, bad)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.optimizer.load_state_dict(tensors)
+
+
+def labelled(terms: tuple[Any, ...]) -> dict[str, Any]:
+    """Terms by the label under which they are logged: the name, numbered where it appears again."""
+    labels: dict[str, Any] = {}
+    for term in terms:
+        seen = sum(label.split("#")[0] == term.name for label in labels)
+        labels[f"{term.name}#{seen + 1}" if seen else term.name] = term
+    return labels
+
+
+def _gradient_norm(parameters: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean norm of the whole gradient. One number answers both "finite?" and "how much to clip?"."""
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def _rows_finite(x: Tensor) -> Tensor:
+    return torch.isfinite(x).flatten(1).all(1)

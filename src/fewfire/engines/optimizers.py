@@ -1,0 +1,199 @@
+"""The two update rules. Their state is plain tensors named by parameter, so any engine resumes another's."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewfire.contracts import Optimizer
+
+__all__ = ["LBFGS", "Adam", "UpdateRule", "make_optimizer"]
+
+
+class UpdateRule(Protocol):
+    """Turns the gradients that lie in ``.grad`` into a step."""
+
+    def step(self, lr: float, loss: Tensor, evaluate: Callable[[], Tensor]) -> None:
+        """``loss`` belongs to the present gradients; ``evaluate`` computes both afresh at the present parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+def make_optimizer(settings: Optimizer, parameters: Mapping[str, Tensor]) -> UpdateRule:
+    if settings.name == "adam":
+        return Adam(parameters, settings.betas, settings.eps)
+    return LBFGS(parameters)
+
+
+class Adam:
+    """Kingma & Ba 2015, algorithm 1, by torch's fused kernel."""
+
+    MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+    def __init__(self, parameters: Mapping[str, Tensor], betas: tuple[float, float], eps: float) -> None:
+        self.parameters = dict(parameters)
+        self.rule = torch.optim.Adam(list(parameters.values()), lr=0.0, betas=betas, eps=eps, fused=True)
+
+    def step(self, lr: float, loss: Tensor, evaluate: Callable[[], Tensor]) -> None:
+        self.rule.param_groups[0]["lr"] = lr
+        self.rule.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            f"{moment}.{name}": self.rule.state[p][moment]
+            for name, p in self.parameters.items()
+            for moment in self.MOMENTS
+            if p in self.rule.state
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, p in self.parameters.items():
+            if f"step.{name}" not in tensors:
+                self.rule.state.pop(p, None)  # it had never had a gradient
+                continue
+            # torch keeps the step count in float32 beside the parameter
+            self.rule.state[p] = {m: tensors[f"{m}.{name}"].to(p.device, copy=True) for m in self.MOMENTS}
+
+
+class LBFGS:
+    """Limited-memory BFGS with a strong-Wolfe line search; one step is one iteration over the full batch.
+
+    Nocedal & Wright 2006, algorithms 7.4 (two-loop recursion) and 3.5, 3.6 (line search). Directions and inner
+    products are taken in float64 whatever the parameters' dtype: near a minimum the differences of gradients
+    cancel.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], history: int = 20) -> None:
+        self.parameters = dict(parameters)
+        self.moves: deque[Tensor] = deque(maxlen=history)  # s_i: differences of parameters
+        self.bends: deque[Tensor] = deque(maxlen=history)  # y_i: differences of gradients
+
+    def step(self, lr: float, loss: Tensor, evaluate: Callable[[], Tensor]) -> None:
+        x0, g0 = self._flat_parameters(), self._flat_gradient()
+        direction = self._direction(g0)
+        slope = float(direction @ g0)
+        if slope >= 0:  # curvature gone stale: start again from steepest descent
+            self.moves.clear()
+            self.bends.clear()
+            direction, slope = -g0, -float(g0 @ g0)
+        if slope == 0:
+            return  # at a stationary point
+        first = lr if self.moves else min(lr, 1 / float(g0.abs().sum()))
+
+        def along(t: float) -> tuple[float, float, Tensor]:
+            self._set(x0 + t * direction)
+            value = float(evaluate())
+            gradient = self._flat_gradient()
+            return value, float(gradient @ direction), gradient
+
+        t, gradient = strong_wolfe(along, first, float(loss), slope, g0)
+        x1 = x0 + t * direction
+        self._set(x1)
+        move, bend = self._flat_parameters() - x0, gradient - g0
+        if float(move @ bend) > 1e-10 * float(bend @ bend):
+            self.moves.append(move)
+            self.bends.append(bend)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        """Minus the inverse Hessian estimate times the gradient."""
+        q = -gradient
+        alphas = []
+        for s, y in zip(reversed(self.moves), reversed(self.bends), strict=True):
+            alpha = (s @ q) / (s @ y)
+            q = q - alpha * y
+            alphas.append(alpha)
+        if self.moves:
+            s, y = self.moves[-1], self.bends[-1]
+            q = q * ((s @ y) / (y @ y))
+        for s, y, alpha in zip(self.moves, self.bends, reversed(alphas), strict=True):
+            q = q + s * (alpha - (y @ q) / (s @ y))
+        return q
+
+    def _flat_parameters(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.parameters.values()]).double()
+
+    def _flat_gradient(self) -> Tensor:
+        return torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters.values()]
+        ).double()
+
+    @torch.no_grad()
+    def _set(self, flat: Tensor) -> None:
+        start = 0
+        for p in self.parameters.values():
+            p.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if not self.moves:
+            return {}
+        return {"lbfgs.moves": torch.stack(list(self.moves)), "lbfgs.bends": torch.stack(list(self.bends))}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.moves.clear()
+        self.bends.clear()
+        self.moves.extend(tensors.get("lbfgs.moves", torch.empty(0)))
+        self.bends.extend(tensors.get("lbfgs.bends", torch.empty(0)))
+
+
+def strong_wolfe(
+    along: Callable[[float], tuple[float, float, Tensor]],
+    t: float,
+    value0: float,
+    slope0: float,
+    gradient0: Tensor,
+    c1: float = 1e-4,
+    c2: float = 0.9,
+    max_evaluations: int = 25,
+) -> tuple[float, Tensor]:
+    """A step length where the value fell enough and the slope flattened enough, and the gradient there.
+
+    ``along(t)`` gives value, slope and gradient at distance t. Nocedal & Wright 2006, algorithms 3.5 and 3.6,
+    with cubic interpolation. When the evaluations run out, the best point seen; at worst t = 0.
+    """
+    low = (0.0, value0, slope0, gradient0)  # the best point so far that satisfies sufficient decrease
+    high: tuple[float, float, float, Tensor] | None = None
+    for _ in range(max_evaluations):
+        value, slope, gradient = along(t)
+        here = (t, value, slope, gradient)
+        fell_enough = value <= value0 + c1 * t * slope0  # False for NaN as well
+        if not fell_enough or value >= low[1]:
+            high = here
+        elif abs(slope) <= -c2 * slope0:
+            return t, gradient
+        else:
+            if high is None and slope >= 0 or high is not None and slope * (high[0] - low[0]) >= 0:
+                high = low
+            low = here
+        if high is None:
+            t *= 4.0
+        else:
+            t = _cubic_minimum(low, high)
+            if abs(high[0] - low[0]) * abs(slope0) < 1e-12 * max(1.0, abs(value0)):
+                break
+    return low[0], low[3]
+
+
+def _cubic_minimum(a: tuple[float, float, float, Tensor], b: tuple[float, float, float, Tensor]) -> float:
+    """Where the cubic through two points and slopes is lowest, kept off the ends of the interval."""
+    (ta, fa, da, _), (tb, fb, db, _) = a, b
+    margin = 0.1 * (tb - ta)
+    fallback = (ta + tb) / 2
+    d1 = da + db - 3 * (fa - fb) / (ta - tb)
+    square = d1 * d1 - da * db
+    if not square >= 0:  # complex, or something is NaN
+        return fallback
+    d2 = square**0.5 * (1 if tb > ta else -1)
+    bottom = db - da + 2 * d2
+    if bottom == 0:
+        return fallback
+    t = tb - (tb - ta) * (db + d2 - d1) / bottom
+    lo, hi = sorted((ta + margin, tb - margin))
+    return min(max(t, lo), hi) if t == t else fallback

@@ -1,0 +1,107 @@
+"""Metrics of a model over a source, in one pass and constant memory. Formulas: docs/metrics.md."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from fewfire import metrics
+from fewfire.autoencoder import Autoencoder
+from fewfire.contracts import Source
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+def evaluate(
+    model: Autoencoder, source: Source, *, batch_size: int = 4096, max_rows: int | None = None
+) -> dict[str, float]:
+    """One number each for how well and how sparsely a model describes the rows of a source.
+
+    Parameters
+    ----------
+    max_rows
+        Stop after this many rows; needed for an endless source.
+
+    Returns
+    -------
+    dict
+        ``n_rows, n_latents, mse, fvu, explained_variance, l0, dead_fraction, mean_activation``. Errors are in data
+        space, over every value; FVU compares with the mean of the whole set.
+
+    Raises
+    ------
+    ValueError
+        The rows do not have the model's shape, or an endless source came without ``max_rows``.
+    """
+    return Evaluation.over(model, source, batch_size=batch_size, max_rows=max_rows).result()
+
+
+class Evaluation:
+    """The running sums behind ``evaluate``. A report reads ``density`` and ``largest`` from it as well."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        self.model = model
+        self.target = metrics.Moments()
+        self.squared_error = 0.0
+        self.activation_sum = 0.0
+        self.active_count = 0
+        n = model.latent_shape[0]
+        self.fired = torch.zeros(n, dtype=torch.int64)
+        """(L,) rows on which each latent fired"""
+        self.largest = torch.full((n,), float("-inf"), dtype=torch.float64)
+        """(L,) largest activation of each latent"""
+
+    @classmethod
+    def over(
+        cls, model: Autoencoder, source: Source, *, batch_size: int = 4096, max_rows: int | None = None
+    ) -> Evaluation:
+        if source.n_rows is None and max_rows is None:
+            raise ValueError("an endless source has no last row; say how many to evaluate: max_rows=100_000")
+        evaluation = cls(model)
+        size = batch_size if max_rows is None else min(batch_size, max_rows)
+        n_batches = None if max_rows is None else -(-max_rows // size)
+        for batch in islice(source.batches(size, shuffle=False), n_batches):
+            evaluation.update(batch.x_in, batch.x)
+        return evaluation
+
+    def update(self, x_in: Tensor, x: Tensor) -> None:
+        """Take in (B, ...) more rows, in data space."""
+        latents = self.model.encode(x_in)
+        like = x_in if x_in.shape == x.shape else None
+        recon = self.model.decode(latents, like=None if like is None else like.to(latents.device))
+        active = self.model.activation.active(latents)
+        self.target.update(x.flatten(1).cpu())
+        self.squared_error += (recon.double() - x.to(recon.device).double()).square().sum().item()
+        self.activation_sum += latents.double().sum().item()
+        self.active_count += int(active.sum())
+        by_latent = active.flatten(2).any(2) if active.ndim > 2 else active
+        self.fired += by_latent.sum(0).cpu()
+        highest = latents.transpose(0, 1).flatten(1).amax(1).double().cpu()
+        self.largest = torch.maximum(self.largest, highest)
+
+    @property
+    def n_rows(self) -> int:
+        return self.target.count
+
+    @property
+    def density(self) -> Tensor:
+        """(L,) fraction of rows on which each latent fired."""
+        return self.fired.double() / max(self.n_rows, 1)
+
+    def result(self) -> dict[str, float]:
+        n_values = self.n_rows * self.target.mean.numel()
+        n_latents = len(self.fired)
+        n_positions = self.n_rows * int(torch.tensor(self.model.latent_shape).prod())
+        fvu = metrics.unexplained(self.squared_error, self.target.m2.sum().item())
+        return {
+            "n_rows": self.n_rows,
+            "n_latents": n_latents,
+            "mse": self.squared_error / n_values,
+            "fvu": fvu,
+            "explained_variance": 1.0 - fvu,
+            "l0": self.active_count / self.n_rows,
+            "dead_fraction": int((self.fired == 0).sum()) / n_latents,
+            "mean_activation": self.activation_sum / n_positions,
+        }

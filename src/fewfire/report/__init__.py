@@ -1,0 +1,45 @@
+"""A run as one page: what was learned, as pictures, in a file that needs nothing else.
+
+``gather`` reads rows and keeps what the page shows, ``words`` turns numbers into sentences, ``charts`` into curves, and
+``build`` puts them into ``template.html.jinja``. The page loads nothing and runs no script.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fewfire.contracts import Source
+    from fewfire.runs import Run
+
+__all__ = ["METRICS", "write_report"]
+
+METRICS: dict[str, str] = {
+    "n_rows": "rows that were measured",
+    "n_latents": "features of the model",
+    "mse": "squared error of the reconstruction, mean over rows and columns, in the units of the data",
+    "fvu": "variance unexplained: squared error / squared distance from the mean of the rows; 0 is perfect",
+    "explained_variance": "1 - fvu: 1 is perfect, the mean of the rows alone gives 0",
+    "l0": "features that fire on a row, mean over rows",
+    "dead_fraction": "share of the features that fired on none of the rows",
+    "mean_activation": "mean of the latents over rows and features, silent ones included",
+}
+"""What each key of ``evaluate``'s dict means, in a line."""
+
+
+def write_report(run: Run, source: Source) -> Path:
+    """Write ``report.html`` into the run folder and return its path. Up to 5,000 rows are read, in constant memory.
+
+    Raises
+    ------
+    ValueError
+        The rows do not have the model's shape, or there are none.
+    """
+    from fewfire.disk import atomic_write  # imported here, because METRICS alone must not cost a second
+    from fewfire.report.build import render
+
+    path = run.path if run.path.is_dir() else run.path.parent
+    page = path / "report.html"
+    atomic_write(page, render(run, source))
+    return page

@@ -1,0 +1,87 @@
+"""From what a person points at to a source."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fewfire.contracts import Source
+from fewfire.sources.arrays import ArraySource
+from fewfire.sources.registry import KINDS, Kind
+
+__all__ = ["open_source"]
+
+
+def open_source(data: Any, *, kind: str | None = None, **options: Any) -> Source:
+    """A source from whatever holds the data.
+
+    Parameters
+    ----------
+    data
+        The name of a built-in data set, a path, an array or tensor, or a source, which is handed through. A
+        string that equals a built-in name always means the built-in, so that a command does the same in every
+        folder; a file of that name is ``"./digits"`` or ``Path("digits")``.
+    kind
+        The kind of a path whose ending does not tell, one of ``KINDS``.
+    options
+        For whatever opens the data, such as ``size=12`` for "patches".
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing at that path.
+    TypeError
+        ``data`` is none of these.
+    ValueError
+        The kind is unknown, an option is, or the data cannot be used.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind of data {kind!r}; choose from: {', '.join(sorted(KINDS))}")
+    if isinstance(data, str) and data in KINDS and KINDS[data].accepts is None and kind in (None, data):
+        return _call(KINDS[data].open, data, (), options)
+    if isinstance(data, str | Path):
+        path = Path(data)
+        return _call(_kind_of(path, kind).open, str(data), (path,), options)
+    if kind is not None:
+        raise ValueError(f"kind={kind!r} is for paths; this is a {type(data).__name__}")
+    if hasattr(data, "batches"):
+        if options:
+            raise ValueError(
+                f"a source is handed through as it is and takes no options, got {_names(options)}"
+            )
+        source: Source = data
+        return source
+    if not hasattr(data, "__array__") and not hasattr(data, "toarray") and not isinstance(data, list | tuple):
+        raise TypeError(f"cannot read data from a {type(data).__name__}; expected {_supported()}")
+    return _call(ArraySource, "an array", (data,), options)
+
+
+def _kind_of(path: Path, kind: str | None) -> Kind:
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}; expected {_supported()}")
+    if kind is not None and KINDS[kind].accepts is not None:
+        return KINDS[kind]
+    for candidate in KINDS.values():
+        if kind is None and candidate.accepts is not None and candidate.accepts(path):
+            return candidate
+    raise ValueError(f"cannot tell how to read {path}; expected {_supported()}")
+
+
+def _call(opener: Callable[..., Source], what: str, args: tuple[Any, ...], options: dict[str, Any]) -> Source:
+    allowed = list(inspect.signature(opener).parameters)[len(args) :]
+    if unknown := {name: value for name, value in options.items() if name not in allowed}:
+        takes = ", ".join(allowed) or "nothing"
+        raise ValueError(f"{what} has no option {_names(unknown)}; it takes: {takes}")
+    return opener(*args, **options)
+
+
+def _names(options: dict[str, Any]) -> str:
+    return ", ".join(map(repr, options))
+
+
+def _supported() -> str:
+    names = ", ".join(name for name, kind in KINDS.items() if kind.accepts is None)
+    paths = ", ".join(kind.label for kind in KINDS.values() if kind.accepts is not None)
+    return f"a built-in name ({names}), a path to {paths}, an array or tensor (n, columns), or a Source"

@@ -1,0 +1,206 @@
+"""What training lowers: a weighted sum of terms. One class a term.
+
+Conventions, the same for every term: a term sums over columns or latents and averages over the rows of the batch,
+so that ``MSE(weight=0.5)`` plus ``KLSparsity(weight=beta)`` plus ``WeightDecay(weight=lambda)`` is the objective of the
+course, letter by letter (docs/textbook.md). ``weight`` is read at every step, so a schedule may change it.
+
+To add one, write one class here::
+
+    class Hoyer(Term):
+        def __call__(self, model, out, state=None):
+            ...
+
+and ``objective: [mse, {name: hoyer, weight: 0.001}]``, the command line and the parametrised tests know it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewfire.contracts import ForwardOutput, Named, TrainState
+
+__all__ = ["BCE", "L1", "MSE", "AuxK", "KLSparsity", "Term", "WeightDecay"]
+
+
+class Term(Named):
+    """A scalar to lower, given the model and one forward pass.
+
+    ``needs`` names what the model must give; a model whose ``gives`` lacks it is refused with a sentence:
+
+    ============== ==================================================================================
+    logits         ``activation.logits(pre_acts)``: the latents are logistic functions of these
+    scores         ``pre_acts`` (B, L) rank the latents, one each
+    linear_decoder ``decoder.W_dec`` (L, D): the reconstruction is linear in the latents
+    output_logits  ``out.recon_logits``: the reconstruction is a logistic function of these
+    mean_logvar    ``activation.mean_logvar(pre_acts)``: the latents are Gaussian
+    ============== ==================================================================================
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    weight: float
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        """The term's value before its weight: a scalar. ``state`` is None outside training."""
+        raise NotImplementedError
+
+    def verdict(self, summary: Mapping[str, float]) -> str | None:
+        """A sentence when training ended without this term having done its work; ``summary`` is evaluate's dict."""
+        return None
+
+
+# ------------------------------------------------------------------------------------------ reconstruction
+
+
+class MSE(Term):
+    """Squared error: ``mean over rows of sum over columns (recon - x)^2``. The course's L is half of it."""
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        return F.mse_loss(out.recon, out.x, reduction="sum") / len(out.x)
+
+
+class BCE(Term):
+    """Cross-entropy of targets in [0, 1]: ``-mean over rows of sum [x log x_hat + (1-x) log(1-x_hat)]``.
+
+    Computed from the decoder's logits, so it is finite, with a live gradient, where x_hat rounds to 0 or 1.
+    """
+
+    needs = frozenset({"output_logits"})
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        return F.binary_cross_entropy_with_logits(out.recon_logits, out.x, reduction="sum") / len(out.x)
+
+
+# ------------------------------------------------------------------------------------------------ sparsity
+
+
+class KLSparsity(Term, name="kl"):
+    """The course's sparsity penalty: ``sum_j KL(rho || rho_hat_j)``, rho_hat_j the mean activation of unit j.
+
+    ``KL(rho || r) = rho log(rho / r) + (1 - rho) log((1 - rho) / (1 - r))``, with both logarithms taken from the
+    logits. The textbook form loses the unit for good once it saturates: log 0 is infinite, and clamping the mean
+    makes its gradient exactly 0. Here the value is finite and the gradient alive at logits of +-10,000.
+
+    The mean is over the rows of the batch. KL is convex, so mini-batches of B rows overstate the penalty of the
+    whole set (Jensen), by about ``(rho / r^2 + (1 - rho) / (1 - r)^2) sigma^2 / 2B`` for a unit of mean r and
+    variance sigma^2. With ``optimizer="lbfgs"`` the batch is the whole set and there is no bias (docs/textbook.md).
+
+    Ng 2011, CS294A lecture notes, section 3. On a Gaussian latent it acts on sigmoid(mean).
+    """
+
+    needs = frozenset({"logits"})
+
+    def __init__(self, weight: float = 3.0, rho: float = 0.05) -> None:
+        if not 0 < rho < 1:
+            raise ValueError(f"rho is a mean activation: expected a number between 0 and 1, got {rho}")
+        self.weight = weight
+        self.rho = rho
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        rho = self.rho
+        log_rho_hat, log_one_minus_rho_hat = _log_mean_logistic(model.activation.logits(out.pre_acts))
+        kl = rho * (math.log(rho) - log_rho_hat) + (1 - rho) * (math.log1p(-rho) - log_one_minus_rho_hat)
+        return kl.sum()
+
+    def verdict(self, summary: Mapping[str, float]) -> str | None:
+        mean = summary["mean_activation"]
+        if mean <= 2 * self.rho:
+            return None
+        return (
+            f"the KL penalty did not reach its target: mean activation {mean:.3g}, rho {self.rho:g}; "
+            f"raise its weight (now {self.weight:g}) or train longer"
+        )
+
+
+def _log_mean_logistic(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(log of the mean of sigmoid(z), log of the mean of sigmoid(-z)), over the rows. (B, ...) -> (...).
+
+    1 - rho_hat is the mean of sigmoid(-z), which keeps the digits that a subtraction from 1 loses.
+    """
+    if z.detach().abs().amax() < 80:  # neither mean can underflow, in float32 either
+        return torch.sigmoid(z).mean(0).log(), torch.sigmoid(-z).mean(0).log()
+    log_n = math.log(len(z))
+    return torch.logsumexp(F.logsigmoid(z), 0) - log_n, torch.logsumexp(F.logsigmoid(-z), 0) - log_n
+
+
+class L1(Term, name="l1"):
+    """``mean over rows of sum_j |a_j|``: the course's second penalty.
+
+    A linear decoder can grow while the activations shrink, and the penalty then costs nothing. Either keep its rows
+    at unit norm (``network={"name": "linear", "unit_norm": True}``, the default with ReLU units), or set
+    ``by_decoder_norm``, which weighs |a_j| by the norm of the decoder row it multiplies.
+
+    The default weight suits data whose columns have variance near 1 (preprocess "standardize" or "center").
+    """
+
+    def __init__(self, weight: float = 1.0, by_decoder_norm: bool = False) -> None:
+        self.weight = weight
+        self.by_decoder_norm = by_decoder_norm
+        if by_decoder_norm:
+            self.needs = frozenset({"linear_decoder"})  # type: ignore[misc]  # this instance needs more than its class
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        size = out.latents.abs()
+        if self.by_decoder_norm:
+            size = size * model.decoder.W_dec.norm(dim=1)
+        return size.sum() / len(size)
+
+    def verdict(self, summary: Mapping[str, float]) -> str | None:
+        l0, n_latents = summary["l0"], summary["n_latents"]
+        if l0 <= n_latents / 2:
+            return None
+        return (
+            f"the L1 penalty did nothing: {l0:.1f} of {n_latents:g} latents fire per row; "
+            f"raise its weight (now {self.weight:g})"
+        )
+
+
+class AuxK(Term):
+    """Dead latents explain what the living leave over: ``||e - e_hat||^2`` averaged over rows.
+
+    ``e = x - x_hat`` is a constant here; ``e_hat`` decodes, without bias, the ``k_aux`` largest pre-activations
+    among the dead latents. Its gradient reaches the dead rows of the encoder and of the decoder, and nothing else
+    revives them. Gao et al. 2024, "Scaling and evaluating sparse autoencoders", A.2.
+
+    ``k_aux``: None for half the input width, as in the paper.
+    """
+
+    needs = frozenset({"scores", "linear_decoder"})
+
+    def __init__(self, weight: float = 1 / 32, k_aux: int | None = None) -> None:
+        self.weight = weight
+        self.k_aux = k_aux
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        dead = state.dead.nonzero().squeeze(1) if state is not None else None
+        if dead is None or len(dead) == 0:
+            return out.recon.new_zeros(())
+        k = min(self.k_aux or max(1, math.prod(out.x.shape[1:]) // 2), len(dead))
+        top = out.pre_acts[:, dead].relu().topk(k, dim=1, sorted=False)
+        residual = (out.x - out.recon).detach().flatten(1)
+        estimate = F.embedding_bag(
+            dead[top.indices], model.decoder.W_dec, per_sample_weights=top.values, mode="sum"
+        )
+        return F.mse_loss(estimate, residual, reduction="sum") / len(residual)
+
+
+# ------------------------------------------------------------------------------------------- regularisation
+
+
+class WeightDecay(Term, name="weight_decay"):
+    """``1/2 sum of squared weights``, biases left out: the course's regularisation with its lambda as weight."""
+
+    def __init__(self, weight: float = 1e-4) -> None:
+        self.weight = weight
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        weights = [p for p in model.parameters() if p.ndim > 1]
+        return torch.stack([w.square().sum() for w in weights]).sum() / 2

@@ -1,0 +1,446 @@
+"""Trainer: draws batches from a Source and lowers a weighted sum of Terms."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fewfire import metrics, rng
+from fewfire.activations import Activation
+from fewfire.autoencoder import Autoencoder
+from fewfire.contracts import Batch, Job, Source, StepReport, TrainState
+from fewfire.corruptions import Corruption
+from fewfire.engines import choose
+from fewfire.engines.autograd import labelled, objective
+from fewfire.evaluate import evaluate
+from fewfire.networks import Network
+from fewfire.terms import MSE, Term
+from fewfire.tracking import MetricsLog
+from fewfire.trainer import checkpoint
+from fewfire.trainer.config import TrainConfig
+from fewfire.trainer.progress import make_progress
+from fewfire.trainer.schedules import Schedules
+
+__all__ = ["SparsityWarning", "Trainer", "TrainingError"]
+
+SUMMARY_ROWS = 50_000
+FREE_TO_CHANGE = {"checkpoint_every", "log_every", "device", "engine"}
+"""Settings that may differ on resume: they do not touch the numbers."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do. What was committed is kept."""
+
+
+class SparsityWarning(UserWarning):
+    """A penalty that should have made the latents sparse did not."""
+
+
+@dataclass
+class _Best:
+    """The best validation so far, for early stopping."""
+
+    loss: float = math.inf
+    misses: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainer:
+    """
+    ::
+
+        Trainer(model, source, terms=[MSE(), AuxK(weight=1 / 32)], config=TrainConfig(steps=3000)).fit()
+
+    Parameters
+    ----------
+    model
+        Trained in place; its preprocessors are fitted first if they are not.
+    source
+        Rows in data space.
+    terms
+        None: ``MSE`` and what usually goes with the activation.
+    config
+        TrainConfig; None: its defaults.
+    corruption
+        Applied to the preprocessed input; the target stays clean.
+    folder
+        Where ``metrics.jsonl`` and ``checkpoints/`` go; None: nowhere.
+    validation
+        Held-out rows. None: split off by ``config.validation_fraction``.
+    progress
+        None: shown, as a bar on a terminal and as plain lines elsewhere. False: silent.
+
+    Raises
+    ------
+    ValueError
+        A term needs what the model does not give, or settings contradict each other or the data.
+    """
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        source: Source,
+        terms: Sequence[Term] | None = None,
+        config: TrainConfig | None = None,
+        *,
+        corruption: Corruption | None = None,
+        folder: str | Path | None = None,
+        validation: Source | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        config = config or TrainConfig()
+        if validation is None and config.validation_fraction:
+            source, validation = source.split(config.validation_fraction, config.seed)
+        self.config = config.resolve(source.n_rows)
+        _check_shapes(model, source)
+        self.model = model.to(self.config.resolved_device(), getattr(torch, self.config.dtype))
+        self.source = source
+        self.validation = validation
+        self.terms = labelled(
+            tuple(terms if terms is not None else [MSE(), *model.activation.default_terms()])
+        )
+        for term in self.terms.values():
+            _check_needs(term, model)
+        self.corruption = corruption
+        self.folder = Path(folder) if folder is not None else None
+        self.progress = make_progress(progress)
+        self.speaks = progress is not False
+
+        self.batch_size, self.total_steps = cast(int, self.config.batch_size), cast(int, self.config.steps)
+        self.steps_per_epoch = math.ceil(source.n_rows / self.batch_size) if source.n_rows else None
+        self.full_batch = self.steps_per_epoch == 1
+        job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings())
+        self.engine, self.engine_reason = choose(job, self.config.engine)
+        self.schedules = Schedules(self.config.schedules, self.terms, model)
+        self.state = TrainState(
+            step=0,
+            samples=0,
+            since_fired=torch.zeros(model.latent_shape[0], dtype=torch.int64, device=model.device),
+            lr=self.config.learning_rate_at(0),
+            seed=self.config.seed,
+            dead_after=cast(int, self.config.dead_after),
+        )
+        self.skipped = 0
+        self.summary: dict[str, float] = {}
+        self._best = _Best()
+        self._seconds = 0.0
+        self._log = MetricsLog(None)
+
+    # ------------------------------------------------------------------------------ the loop
+
+    def fit(self, *, resume: bool = False) -> list[dict[str, Any]]:
+        """Train to the end and return the log, a dict per line of ``metrics.jsonl``.
+
+        Parameters
+        ----------
+        resume
+            Go on from the newest checkpoint in ``folder``; without one, start. The result has the bits of a run
+            that was never interrupted.
+
+        Raises
+        ------
+        TrainingError
+            A step was not finite and ``config.on_nonfinite`` is "stop"; the message names the rows.
+        ValueError
+            Resumed with other settings or other data; the message names the difference.
+        """
+        resumed = resume and self._resume()
+        if not resumed:
+            self._fit_preprocess()
+        self._open_log(resumed)
+        started, samples_before = time.perf_counter() - self._seconds, self.state.samples
+        session = time.perf_counter()
+        self.progress.start(self.total_steps, self.state.step)
+        try:
+            for batch in self._batches():
+                if self.state.step == 0:
+                    _check_range(self.model, batch.x)
+                report = self._step(batch)
+                self._seconds = time.perf_counter() - started
+                speed = (self.state.samples - samples_before) / max(time.perf_counter() - session, 1e-9)
+                self._after_step(batch, report, speed)
+                if self.config.patience and self._best.misses >= self.config.patience:
+                    break
+        finally:
+            self.progress.stop()
+        self._finish()
+        return self._log.history
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches in model space from where the state stands to the end of training."""
+        if self.full_batch and self.corruption is None:
+            whole = self._prepare(next(iter(self.source.batches(self.batch_size, shuffle=False))))
+            while self.state.step < self.total_steps:
+                yield whole
+            return
+        while self.state.step < self.total_steps:
+            epoch, start = divmod(self.state.step, self.steps_per_epoch or self.total_steps)
+            for batch in self.source.batches(
+                self.batch_size, seed=self.config.seed, epoch=epoch, start=start
+            ):
+                yield self._prepare(batch)
+                if self.state.step >= self.total_steps:
+                    return
+
+    def _prepare(self, batch: Batch) -> Batch:
+        """Data space to model space: device and dtype, preprocess, then corruption of the input alone."""
+        model, dtype = self.model, self.model.dtype
+        paired = batch.x is not batch.x_in
+        x_in = model.to_model_space(batch.x_in.to(model.device)).to(dtype)
+        x = model.target_to_model_space(batch.x.to(model.device)).to(dtype) if paired else x_in
+        if self.corruption is not None:
+            noise = rng.generator(self.state.seed, "corruption", self.state.step, device=model.device)
+            x_in = self.corruption(x_in, noise)
+        return Batch(x_in, x, batch.rows)
+
+    def _step(self, batch: Batch) -> StepReport:
+        state = self.state
+        state.lr = self.config.learning_rate_at(state.step)
+        self.schedules.apply(state.step / self.total_steps)
+        report = self.engine.step(batch, state)
+        if report.bad_rows is None:
+            state.since_fired += len(batch.rows)
+            state.since_fired[report.fired] = 0
+            state.samples += len(batch.rows)
+        elif self.config.on_nonfinite == "stop":
+            raise TrainingError(_nonfinite_message(batch, report.bad_rows, state.step))
+        else:
+            self.skipped += 1
+        state.step += 1
+        return report
+
+    def _after_step(self, batch: Batch, report: StepReport, speed: float) -> None:
+        step, last = self.state.step, self.state.step == self.total_steps
+        log_now = last or step % (self.config.log_every or max(1, self.total_steps // 100)) == 0
+        if log_now and report.bad_rows is None:
+            self._write_log(batch, report, speed)
+        every = self.config.validate_every or self.steps_per_epoch or max(1, self.total_steps // 100)
+        if self.validation is not None and (last or step % every == 0):
+            self._validate(self.validation)
+        every = self.config.checkpoint_every
+        every = max(1, self.total_steps // 10) if every is None else every
+        if last or (every and step % every == 0):
+            self.save_checkpoint()
+
+    # ------------------------------------------------------------------------------ before and after
+
+    def _fit_preprocess(self) -> None:
+        """Fit what the model carries and was not fitted yet, on the training rows as they come."""
+
+        def inputs() -> Iterator[Tensor]:
+            return (b.x_in for b in self.source.batches(8192, shuffle=False))
+
+        def targets() -> Iterator[Tensor]:
+            return (b.x for b in self.source.batches(8192, shuffle=False))
+
+        for preprocess, stream in ((self.model.preprocess, inputs), (self.model.preprocess_out, targets)):
+            if preprocess is not None and not preprocess.fitted:
+                preprocess.fit(stream)
+        self.model.to(self.model.device)
+
+    def _validate(self, source: Source) -> None:
+        """Objective and FVU on held-out rows, in model space, as at inference."""
+        total, error, moments = 0.0, 0.0, metrics.Moments()
+        with torch.no_grad():
+            for raw in source.batches(4096, shuffle=False):
+                batch = self._prepare(raw)
+                out = self.model(batch.x_in, batch.x)
+                total += float(objective(self.model, self.terms, out, None)[0]) * len(out.x)
+                error += float((out.recon.double() - out.x.double()).square().sum())
+                moments.update(out.x.flatten(1).cpu())
+        loss = total / moments.count
+        fvu = metrics.unexplained(error, moments.m2.sum().item())
+        self._log.log(self.state.step, {"val_loss": loss, "val_fvu": fvu})
+        if loss < self._best.loss:
+            self._best.loss, self._best.misses = loss, 0
+            if self.config.patience:
+                self._best.weights = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
+        else:
+            self._best.misses += 1
+
+    def _finish(self) -> None:
+        """Take the best weights if they were kept, then say what came out and whether the penalties worked."""
+        if self._best.weights:
+            self.model.load_state_dict(self._best.weights)
+        self.summary = evaluate(self.model, self.validation or self.source, max_rows=SUMMARY_ROWS)
+        self._log.log(self.state.step, {"seconds": round(self._seconds, 3), "summary": self.summary})
+        self._log.finish()
+        if self.speaks:
+            sys.stderr.write(self.describe() + "\n")
+        for term in self.terms.values():
+            verdict = term.verdict(self.summary)
+            if verdict is not None:
+                warnings.warn(verdict, SparsityWarning, stacklevel=3)
+
+    def describe(self) -> str:
+        """What training came to, in a sentence."""
+        s = self.summary
+        dead = round(s["dead_fraction"] * s["n_latents"])
+        skipped = f"; {self.skipped} steps were not finite and were skipped" if self.skipped else ""
+        return (
+            f"{self.state.step:,} steps in {self._seconds:.1f} s: {s['explained_variance']:.1%} of variance explained, "
+            f"{s['l0']:.1f} of {s['n_latents']:,} latents fire per row, mean activation {s['mean_activation']:.3g}, "
+            f"{dead} never fire{skipped}"
+        )
+
+    # ------------------------------------------------------------------------------ log and checkpoints
+
+    def _open_log(self, resumed: bool) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._log = MetricsLog(self.folder, resume=resumed)
+        if resumed:
+            self._log.truncate_after(self.state.step)
+            return
+        self._log.log(
+            0,
+            {
+                "engine": self.engine_reason,
+                "total_steps": self.total_steps,
+                "batch_size": self.batch_size,
+                "rows": self.source.n_rows,
+            },
+        )
+
+    def _write_log(self, batch: Batch, report: StepReport, speed: float) -> None:
+        scalars = {name: float(value) for name, value in report.scalars.items()}
+        spread = float((batch.x - batch.x.mean(0)).double().square().sum()) / len(batch.x)
+        values = {**scalars, "fvu": metrics.unexplained(scalars.pop("squared_error"), spread)}
+        values.pop("squared_error")
+        dead = int(self.state.dead.sum())
+        self._log.log(
+            self.state.step,
+            {
+                "samples": self.state.samples,
+                **values,
+                "dead": dead,
+                "lr": self.state.lr,
+                "seconds": round(self._seconds, 3),
+                "rows_per_second": round(speed),
+            },
+        )
+        self.progress.advance(self.state.step, speed, values)
+
+    def save_checkpoint(self) -> None:
+        """Commit everything that resuming needs, if there is a folder to commit it to."""
+        if self.folder is None:
+            return
+        groups = {
+            "model": self.model.state_dict(),
+            "engine": self.engine.state_dict(),
+            "state": {"since_fired": self.state.since_fired},
+            "best": self._best.weights,
+        }
+        metadata = {
+            "step": self.state.step,
+            "samples": self.state.samples,
+            "seconds": self._seconds,
+            "skipped": self.skipped,
+            "best_loss": None if math.isinf(self._best.loss) else self._best.loss,
+            "misses": self._best.misses,
+            "run": self._identity(),
+        }
+        checkpoint.save(self.folder / "checkpoints", self.state.step, groups, metadata)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it resumes."""
+        model = self.model.config()
+        return {
+            "train": self.config.model_dump(mode="json", exclude=FREE_TO_CHANGE),
+            "model": {**model, "activation": self._unscheduled("activation", model["activation"])},
+            "terms": [self._unscheduled(label, term.config()) for label, term in self.terms.items()],
+            "corruption": self.corruption.config() if self.corruption else None,
+            "data": self.source.fingerprint,
+        }
+
+    def _unscheduled(self, label: str, config: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in config.items() if f"{label}.{k}" not in self.config.schedules}
+
+    def _resume(self) -> bool:
+        """Load the newest checkpoint; False when there is none."""
+        newest = checkpoint.latest(self.folder / "checkpoints") if self.folder else None
+        if newest is None:
+            return False
+        groups, metadata = checkpoint.load(newest)
+        differences = list(_differences(metadata["run"], self._identity()))
+        if differences:
+            raise ValueError(
+                f"cannot resume from {newest}: {'; '.join(differences[:4])}. "
+                "Train with the settings and data it was started with, or into another folder"
+            )
+        self.model.load_state_dict(groups["model"])
+        self.engine.load_state_dict(groups.get("engine", {}))
+        self.state.since_fired.copy_(groups["state"]["since_fired"])
+        self.state.step, self.state.samples = metadata["step"], metadata["samples"]
+        best = metadata["best_loss"]
+        self._best = _Best(math.inf if best is None else best, metadata["misses"], groups.get("best", {}))
+        self._seconds, self.skipped = metadata["seconds"], metadata["skipped"]
+        return True
+
+
+# ---------------------------------------------------------------------------------------------- sentences
+
+
+def _check_shapes(model: Autoencoder, source: Source) -> None:
+    for what, wanted, came in (
+        ("rows", model.input_shape, source.row_shape),
+        ("targets", model.target_shape, source.target_shape),
+    ):
+        if tuple(came) != tuple(wanted):
+            raise ValueError(
+                f"expected {what} of shape {tuple(wanted)}, as the model's; the data's are {tuple(came)}"
+            )
+
+
+def _check_range(model: Autoencoder, x: Tensor) -> None:
+    """A logistic output cannot leave (0, 1); trained on anything else it fails without a word."""
+    low, high = float(x.min()), float(x.max())
+    if model.network.output == "sigmoid" and (low < 0 or high > 1):
+        raise ValueError(
+            f"reconstructions with output sigmoid lie between 0 and 1, the preprocessed data between {low:.4g} and "
+            f"{high:.4g}; use preprocess minmax (or clip_scale), or output identity"
+        )
+
+
+def _check_needs(term: Term, model: Autoencoder) -> None:
+    """Refuse a term that asks for what the model does not give, and say who would give it."""
+    for need in sorted(term.needs - model.gives):
+        givers = [f"activation {n}" for n, a in Activation.registry.items() if need in a.gives]
+        givers += [f"network {n}" for n, w in Network.registry.items() if need in w.gives]
+        givers += ["output sigmoid"] if need == "output_logits" else []
+        raise ValueError(
+            f"term {term.name!r} needs {need}, which activation {model.activation.name!r} with network "
+            f"{model.network.name!r} (output {model.network.output}) does not give; "
+            f"given by: {', '.join(givers) or 'nothing that is loaded'}"
+        )
+
+
+def _nonfinite_message(batch: Batch, bad: Tensor, step: int) -> str:
+    in_data = not bool(torch.isfinite(batch.x_in).all() and torch.isfinite(batch.x).all())
+    rows = ", ".join(str(int(r)) for r in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    if in_data:
+        return (
+            f"step {step}: NaN or infinity in row {rows}; remove or fill them, or set on_nonfinite to 'skip'"
+        )
+    return (
+        f"step {step}: the loss is not finite, though the data are (rows {rows}); "
+        "lower the learning rate, or rescale the data (preprocess 'standardize')"
+    )
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """``train.seed was 0 and is 1``, for every leaf that differs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted(set(before) | set(now)):
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield f"{path} was {before!r} and is {now!r}"

@@ -1,0 +1,57 @@
+"""Values that Trainer changes between steps: a term's weight, an activation's k."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["Schedules", "piecewise_linear"]
+
+
+def piecewise_linear(points: Sequence[tuple[float, float]], at: float) -> float:
+    """The value at ``at`` on straight lines between ``points``; constant before the first and after the last."""
+    if at <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if at <= x1:
+            return y0 + (y1 - y0) * (at - x0) / (x1 - x0) if x1 > x0 else y1
+    return points[-1][1]
+
+
+class Schedules:
+    """``{"kl.weight": points, "activation.k": points}`` applied to the objects they name.
+
+    Raises
+    ------
+    ValueError
+        At construction, for a target that does not exist or is not a number.
+    """
+
+    def __init__(
+        self, points: Mapping[str, Sequence[tuple[float, float]]], terms: Mapping[str, Any], model: Any
+    ) -> None:
+        owners = {**terms, "activation": model.activation}
+        self._targets: list[tuple[Any, str, Sequence[tuple[float, float]]]] = []
+        for target, line in points.items():
+            owner, _, attribute = target.rpartition(".")
+            value = getattr(owners.get(owner), attribute, None)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                numbers = [
+                    f"{o}.{a}" for o, obj in owners.items() for a in sorted(obj.config()) if _number(obj, a)
+                ]
+                raise ValueError(
+                    f"nothing called {target!r} to schedule; there is: {', '.join(numbers) or 'nothing'}"
+                )
+            self._targets.append((owners[owner], attribute, line))
+
+    def apply(self, done: float) -> None:
+        """``done``: the fraction of training completed. Whole numbers stay whole."""
+        for owner, attribute, points in self._targets:
+            value = piecewise_linear(points, done)
+            whole = isinstance(getattr(owner, attribute), int)
+            setattr(owner, attribute, round(value) if whole else value)
+
+
+def _number(owner: Any, attribute: str) -> bool:
+    value = getattr(owner, attribute, None)
+    return isinstance(value, int | float) and not isinstance(value, bool)
