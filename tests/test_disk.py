@@ -174,9 +174,7 @@ def test_wide_tensors_start_aligned(saved: Path) -> None:
         (torch.empty(0, 1 << 33), "dimension outside"),
     ],
 )
-def test_a_tensor_that_could_not_be_read_back_is_not_saved(
-    tmp_path: Path, tensor: Tensor, words: str
-) -> None:
+def test_a_tensor_that_could_not_be_read_back_is_not_saved(tmp_path: Path, tensor: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         save_tensors(tmp_path / "t", {"w": tensor}, {})
     assert not list(tmp_path.iterdir())
@@ -191,9 +189,7 @@ def test_a_tensor_that_could_not_be_read_back_is_not_saved(
         ({"text": "x" * (1 << 20)}, "shorten the metadata"),
     ],
 )
-def test_metadata_that_could_not_be_read_back_are_not_saved(
-    tmp_path: Path, metadata: Any, words: str
-) -> None:
+def test_metadata_that_could_not_be_read_back_are_not_saved(tmp_path: Path, metadata: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         save_tensors(tmp_path / "t", {}, metadata)
     assert "\n" not in str(caught.value)
@@ -233,9 +229,7 @@ def test_atomic_write_replaces(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("no"), KeyboardInterrupt(), FileNotFoundError(2, "x", "other")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), FileNotFoundError(2, "x", "other")])
 def test_an_exception_in_the_block_passes_and_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
@@ -392,9 +386,7 @@ runpy.run_path(module)["atomic_write"](path, "new" * 1000)
 def test_kill_leaves_old_or_new(tmp_path: Path, step: str, count: int, survivor: str) -> None:
     path = tmp_path / "a"
     path.write_text("old" * 1000)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, atomic.__file__, path, step, str(count)], check=False
-    )
+    done = subprocess.run([sys.executable, "-c", KILLED, atomic.__file__, path, step, str(count)], check=False)
     assert done.returncode == -9
     assert path.read_text() == survivor * 1000
 
@@ -478,17 +470,13 @@ def swapped(data: bytes, rng: random.Random) -> bytes:
         case 2:
             header[a]["dtype"] = rng.choice(["F32", "I32", "F64", "BF16", "X9", None, 3])
         case 3:
-            header[a]["data_offsets"] = rng.choice(
-                [header[b]["data_offsets"], [0, 0], [-1, 3], "x", [1.5, 2]]
-            )
+            header[a]["data_offsets"] = rng.choice([header[b]["data_offsets"], [0, 0], [-1, 3], "x", [1.5, 2]])
         case 4:
             del header[rng.choice([a, "__metadata__"])]
         case 5:
             header[a + "x"] = header.pop(a)
         case 6:
-            header["__metadata__"][rng.choice(["fewfire", "sha256", "metadata_sha256"])] = rng.choice(
-                ["{}", 3, "["]
-            )
+            header["__metadata__"][rng.choice(["fewfire", "sha256", "metadata_sha256"])] = rng.choice(["{}", 3, "["])
     return build(header, body)
 
 
@@ -581,9 +569,7 @@ def test_forged_entries_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: dict[str, Any], data: bytes, words: str
 ) -> None:
     content = signed(header, data)
-    monkeypatch.setattr(
-        module, "MAX_HEADER_BYTES", 1 << 23
-    )  # so that the rule under test is the one that refuses
+    monkeypatch.setattr(module, "MAX_HEADER_BYTES", 1 << 23)  # so that the rule under test is the one that refuses
     assert words in refused(tmp_path / "f", content)
 
 
@@ -614,9 +600,7 @@ def test_hostile_headers_are_refused_quickly(tmp_path: Path, raw: bytes, words: 
 
 def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
     """A million tensors, and a length of 100 MB: what costs safetensors 23 seconds."""
-    million = b",".join(
-        b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(1_000_000)
-    )
+    million = b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(1_000_000))
     for data in (build(None, raw=b"{" + million + b"}"), struct.pack("<Q", 100 << 20) + b"{}"):
         assert "at most 1048576" in refused(tmp_path / "f", data, seconds=0.05)
 

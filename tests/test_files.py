@@ -194,17 +194,13 @@ def test_save_where_a_file_is(tmp_path: Path) -> None:
         (lambda t, m: t.update({"preprocess.std": torch.ones(5).double()}), "does not fit its rows"),
     ],
 )
-def test_contents_that_do_not_belong_together(
-    folder: Path, change: Callable[..., object], words: str
-) -> None:
+def test_contents_that_do_not_belong_together(folder: Path, change: Callable[..., object], words: str) -> None:
     forge(folder, change)
     assert words in refused(folder)
 
 
 @pytest.mark.parametrize("size", [1 << 20, 1 << 31, 1 << 62])
-def test_a_hostile_architecture_takes_no_memory(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
+def test_a_hostile_architecture_takes_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """The sizes are compared before anything is allocated: 2**20 latents of 2**20 columns are 8 TB."""
     built: list[str] = []
     real = Autoencoder.from_config

@@ -44,20 +44,20 @@ _MODULES = ("metrics", "plot")
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "BCE",
+    "L1",
+    "MSE",
     "Activation",
     "ArraySource",
     "Autoencoder",
     "AuxK",
-    "BCE",
     "Batch",
     "Corruption",
     "ForwardOutput",
     "GaussianNoise",
     "KLSparsity",
-    "L1",
     "Layout",
     "Linear",
-    "MSE",
     "Masking",
     "ModelFileError",
     "Network",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fewfire.contracts import ForwardOutput, Named, TrainState
-from fewfire.terms import AuxK, KLSparsity, L1, Term
+from fewfire.terms import L1, AuxK, KLSparsity, Term
 
 __all__ = ["Activation", "ReLU", "Sigmoid", "TopK"]
 
@@ -116,9 +116,7 @@ class TopK(Activation):
         if self.k is None:
             self.k = max(1, n_latents // 16)
         if self.k > n_latents:
-            raise ValueError(
-                f"k is at most the number of latents: expected at most {n_latents}, got {self.k}"
-            )
+            raise ValueError(f"k is at most the number of latents: expected at most {n_latents}, got {self.k}")
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         top = pre_acts.topk(self._k, dim=1, sorted=False)

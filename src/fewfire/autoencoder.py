@@ -98,9 +98,7 @@ class Autoencoder(nn.Module):
 
     # ------------------------------------------------------------------------------ model space
 
-    def forward(
-        self, x_in: Tensor, x: Tensor | None = None, state: TrainState | None = None
-    ) -> ForwardOutput:
+    def forward(self, x_in: Tensor, x: Tensor | None = None, state: TrainState | None = None) -> ForwardOutput:
         """(B, *input shape) -> ForwardOutput, all in model space.
 
         ``x`` is the target when it is not the input itself; ``state`` is given during training only.
@@ -169,7 +167,7 @@ class Autoencoder(nn.Module):
             values, model = self._ready(codes.values, tuple(codes.values.shape[1:]))
             dense = values.new_zeros(len(values), math.prod(self.latent_shape))
             latents = dense.scatter_add_(1, codes.indices.to(values.device), values)
-            latents = latents.unflatten(1, self.latent_shape)
+            latents = latents.view(-1, *self.latent_shape)
         else:
             latents, model = self._ready(codes, self.latent_shape, what="latents")
         with torch.no_grad():
@@ -256,18 +254,12 @@ class Autoencoder(nn.Module):
     @overload
     def _ready(self, x: Tensor, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]: ...
     @overload
-    def _ready(
-        self, x: npt.ArrayLike, shape: tuple[int, ...], what: str = "x"
-    ) -> tuple[Tensor, Autoencoder]: ...
-    def _ready(
-        self, x: Tensor | npt.ArrayLike, shape: tuple[int, ...], what: str = "x"
-    ) -> tuple[Tensor, Autoencoder]:
+    def _ready(self, x: npt.ArrayLike, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]: ...
+    def _ready(self, x: Tensor | npt.ArrayLike, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]:
         """Checked rows on the model's device in the computing dtype, and the model in that dtype."""
         x = x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
         if tuple(x.shape[1:]) != shape or x.ndim < 2:
-            raise ValueError(
-                f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(x.shape)}"
-            )
+            raise ValueError(f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(x.shape)}")
         dtype = compute_dtype(x)
         return x.to(self.device, dtype), self._in_dtype(dtype)
 
@@ -293,7 +285,7 @@ class Autoencoder(nn.Module):
 def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function`` on chunks of exactly CHUNK rows, the last one filled up with zeros."""
     parts = []
-    for rows in x.split(CHUNK):
+    for rows in torch.split(x, CHUNK):
         short = CHUNK - len(rows)
         full = torch.cat([rows, rows.new_zeros(short, *rows.shape[1:])]) if short else rows
         parts.append(function(full)[: len(rows)])

@@ -28,12 +28,8 @@ app = typer.Typer(
 )
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a bare model folder.")]
-DataArg = Annotated[
-    str, typer.Argument(metavar="DATA", help="A file (.npy), or a built-in name: digits, patches.")
-]
-MaybeData = Annotated[
-    str | None, typer.Argument(metavar="[DATA]", help="Default: what the run was trained on.")
-]
+DataArg = Annotated[str, typer.Argument(metavar="DATA", help="A file (.npy), or a built-in name: digits, patches.")]
+MaybeData = Annotated[str | None, typer.Argument(metavar="[DATA]", help="Default: what the run was trained on.")]
 OutFile = Annotated[Path, typer.Option("--out", help="The file to write.")]
 
 
@@ -45,9 +41,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, such as train.steps=500. Repeatable.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in the run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run.")] = False,
 ) -> None:
     """Train a dictionary. With nothing but DATA and --out, a good one."""
     from fewfire import runs
@@ -125,9 +119,7 @@ def report(run: RunPath, data: MaybeData = None) -> None:
 def demo(
     what: Annotated[str, typer.Argument(metavar="[patches|digits]")] = "patches",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the run.")] = None,
-    show: Annotated[
-        bool | None, typer.Option("--open/--no-open", help="Show the report in a browser.")
-    ] = None,
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Show the report in a browser.")] = None,
 ) -> None:
     """Train on real data that ships with scikit-learn, and show the report. Under a minute, offline."""
     from fewfire.demo import run_demo

@@ -39,9 +39,7 @@ def run_demo(what: str = "patches", out: str | Path | None = None, *, progress: 
     """
     if what not in DEMOS:
         raise ValueError(f"no demo {what!r}; choose from: {', '.join(DEMOS)}")
-    run = train(
-        RunConfig.model_validate(DEMOS[what]), out or _free_name(f"fewfire-demo-{what}"), progress=progress
-    )
+    run = train(RunConfig.model_validate(DEMOS[what]), out or _free_name(f"fewfire-demo-{what}"), progress=progress)
     return write_report(run, run.source())
 
 

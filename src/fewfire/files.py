@@ -164,17 +164,13 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise ModelFileError(
-                f"{path} is not a model; expected a model folder, a run folder or a .safetensors file"
-            )
+            raise ModelFileError(f"{path} is not a model; expected a model folder, a run folder or a .safetensors file")
         return path
     for file in (path / _MODEL, path / "model" / _MODEL):
         if file.is_file():
             return file
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"there is no {path}; expected a model folder, a run folder or a .safetensors file"
-        )
+        raise FileNotFoundError(f"there is no {path}; expected a model folder, a run folder or a .safetensors file")
     names = sorted(entry.name for entry in path.iterdir())
     found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     raise FileNotFoundError(
@@ -185,9 +181,7 @@ def find_model(path: str | os.PathLike[str]) -> Path:
 def _check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:
     """Refuse what this version cannot read, the most telling reason first."""
     if metadata.get("format") != FORMAT:
-        raise ModelFileError(
-            f"{file} is not a model: expected format {FORMAT!r}, got {metadata.get('format')!r:.60}"
-        )
+        raise ModelFileError(f"{file} is not a model: expected format {FORMAT!r}, got {metadata.get('format')!r:.60}")
     version = metadata.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise ModelFileError(
@@ -195,14 +189,10 @@ def _check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:
             f"this is fewfire {__version__}, which reads up to {FORMAT_VERSION}: upgrade fewfire"
         )
     strange = metadata.keys() ^ _FIELDS.keys()
-    strange |= {
-        key for key in metadata.keys() & _FIELDS.keys() if not isinstance(metadata[key], _FIELDS[key])
-    }
+    strange |= {key for key in metadata.keys() & _FIELDS.keys() if not isinstance(metadata[key], _FIELDS[key])}
     if strange or type(version) is not int or version < 1:
         names = ", ".join(sorted(strange)) or "format_version"
-        raise ModelFileError(
-            f"{file} has a configuration with missing, unknown or wrong entries: {names:.200}"
-        )
+        raise ModelFileError(f"{file} has a configuration with missing, unknown or wrong entries: {names:.200}")
 
 
 def _build(file: Path, architecture: dict[str, Any], tensors: Mapping[str, Tensor]) -> Autoencoder:
@@ -218,9 +208,7 @@ def _build(file: Path, architecture: dict[str, Any], tensors: Mapping[str, Tenso
         try:
             with torch.device(device):
                 model = Autoencoder.from_config(architecture)
-        except (
-            Exception
-        ) as error:  # whatever an architecture from a file runs into, the file is what is wrong
+        except Exception as error:  # whatever an architecture from a file runs into, the file is what is wrong
             if device == "meta" and "meta" in str(error):  # a user's activation may need real numbers
                 continue
             reason = _first_line(error)
@@ -231,7 +219,7 @@ def _build(file: Path, architecture: dict[str, Any], tensors: Mapping[str, Tenso
 
 
 def _largest_matrix(architecture: Mapping[str, Any]) -> int:
-    """No matrix of the model has more elements: the product of the two largest sizes that its settings name."""
+    """More elements than any matrix of the model has: the product of the two largest sizes in its settings."""
 
     def sizes(value: Any) -> Iterator[int]:
         if type(value) is int:
@@ -263,9 +251,7 @@ def _fill(file: Path, model: Autoencoder, tensors: Mapping[str, Tensor]) -> None
     missing, unknown = model.load_state_dict(tensors, strict=False)
     for what, names in (("lacks the tensor", missing), ("has the unknown tensor", unknown)):
         if names:
-            raise ModelFileError(
-                f"{file} {what} {names[0]!r}, by its own architecture; restore it from a copy"
-            )
+            raise ModelFileError(f"{file} {what} {names[0]!r}, by its own architecture; restore it from a copy")
     check(model.state_dict())  # a fitted preprocess exists only once it is loaded
 
 
@@ -278,9 +264,7 @@ def _check_preprocess(file: Path, model: Autoencoder) -> None:
                 preprocess(torch.zeros(1, *shape))
             except (ValueError, RuntimeError) as error:
                 reason = _first_line(error)
-                raise ModelFileError(
-                    f"{file} has a preprocess that does not fit its rows: {reason}"
-                ) from error
+                raise ModelFileError(f"{file} has a preprocess that does not fit its rows: {reason}") from error
 
 
 def _first_line(error: Exception) -> str:

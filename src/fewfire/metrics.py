@@ -72,9 +72,7 @@ def mean_activation(latents: Tensor) -> float:
 
 def _same_shape(x: Tensor, recon: Tensor) -> None:
     if x.shape != recon.shape:
-        raise ValueError(
-            f"x and recon must have one shape; x is {tuple(x.shape)}, recon {tuple(recon.shape)}"
-        )
+        raise ValueError(f"x and recon must have one shape; x is {tuple(x.shape)}, recon {tuple(recon.shape)}")
 
 
 class Moments:

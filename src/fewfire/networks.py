@@ -8,7 +8,7 @@ kernels update these very parameters in place.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,9 +87,7 @@ class Linear(Network):
         if self.unit_norm is None:
             self.unit_norm = unit_norm and not self.tied and self.output == "identity"
         if self.tied and (n_pre != 1 or math.prod(input_shape) != math.prod(target_shape)):
-            raise ValueError(
-                "tied weights need one pre-activation per latent and a target as wide as the input"
-            )
+            raise ValueError("tied weights need one pre-activation per latent and a target as wide as the input")
         encoder = LinearEncoder(input_shape, n_pre * n_latents)
         decoder = (
             TiedDecoder(encoder, target_shape)
@@ -170,12 +168,12 @@ class LinearDecoder(Decoder):
         self.W_dec = nn.Parameter(torch.empty(n_latents, width))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return torch.addmm(self.b_dec, latents, self.W_dec).unflatten(1, self.target_shape)
+        return torch.addmm(self.b_dec, latents, self.W_dec).view(-1, *self.target_shape)
 
     def sparse(self, indices: Tensor, values: Tensor) -> Tensor:
         """The same from (B, K) codes: K row additions instead of a product over all L."""
         y = F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
-        return y.unflatten(1, self.target_shape)
+        return y.view(-1, *self.target_shape)
 
     @property
     def constrained(self) -> bool:
@@ -191,7 +189,7 @@ class LinearDecoder(Decoder):
     def constrain(self) -> None:
         """Back to unit norm, after a step."""
         if self.unit_norm:
-            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
 
 class TiedDecoder(LinearDecoder):
@@ -206,6 +204,6 @@ class TiedDecoder(LinearDecoder):
         pass
 
     @property
-    def W_dec(self) -> nn.Parameter:  # type: ignore[override]  # noqa: N802
+    def W_dec(self) -> nn.Parameter:  # type: ignore[override]
         encoder: LinearEncoder = self.__dict__["_tied_to"][0]
         return encoder.W_enc

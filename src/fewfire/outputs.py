@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def write_reconstructions(model: Autoencoder, source: Source, out: str | Path) -
 Writer = Callable[[Iterator[Tensor], Path], tuple[int, ...]]
 
 
-def _writer(writers: dict[str, Writer], out: Path) -> Writer:
+def _writer(writers: Mapping[str, Writer], out: Path) -> Writer:
     if out.suffix not in writers:
         raise ValueError(f"expected an output that ends in {', '.join(writers)}; got {out.name!r}")
     if not out.parent.is_dir():

@@ -122,11 +122,7 @@ def filters(
     lines = math.ceil(len(pictures) / columns)
     ax = _axes(ax, (min(9.0, 0.55 * columns + 0.3), min(9.0, 0.55 * lines + 0.6)))
     _show(ax, _mosaic(pictures, columns))
-    shown = (
-        f"{len(pictures):,}"
-        if len(pictures) == model.n_latents
-        else f"{len(pictures):,} of {model.n_latents:,}"
-    )
+    shown = f"{len(pictures):,}" if len(pictures) == model.n_latents else f"{len(pictures):,} of {model.n_latents:,}"
     _title(ax, f"{shown} features")
     return ax
 
@@ -150,9 +146,7 @@ def top_columns(
         The rows are images, the network has no such weight per feature, or there is no such feature.
     """
     if model.layout.kind != "table":
-        raise ValueError(
-            "top_columns draws tables and this model's rows are images; draw plot.filters(model)"
-        )
+        raise ValueError("top_columns draws tables and this model's rows are images; draw plot.filters(model)")
     features = [feature] if isinstance(feature, int) else [int(f) for f in feature]
     vectors = feature_vectors(model, weights)
     for f in features:
@@ -169,9 +163,7 @@ def top_columns(
             y += 1
         places = [y + i for i in range(len(group))]
         values = [value for _, value in group]
-        ax.barh(
-            places, values, height=0.62, color=[STYLE["positive" if v > 0 else "negative"] for v in values]
-        )
+        ax.barh(places, values, height=0.62, color=[STYLE["positive" if v > 0 else "negative"] for v in values])
         marks += [(place, _plain_text(name)) for place, (name, _) in zip(places, group, strict=True)]
         y += len(group) + 0.5
     ax.set_yticks([place for place, _ in marks], [name for _, name in marks])
@@ -279,9 +271,7 @@ def _smoothness(vectors: Tensor, layout: Layout) -> Tensor:
     """
     pictures = vectors.reshape(len(vectors), *layout.shape)
     energy = pictures.flatten(1).square().sum(1)
-    across = pictures.diff(dim=-1).flatten(1).square().sum(1) + pictures.diff(dim=-2).flatten(1).square().sum(
-        1
-    )
+    across = pictures.diff(dim=-1).flatten(1).square().sum(1) + pictures.diff(dim=-2).flatten(1).square().sum(1)
     return torch.where(energy > 0, 1 - across / energy, -math.inf)
 
 
@@ -314,9 +304,7 @@ def history(
     drawn = [line for line in drawn if line[1] or line[3]]
     if not drawn:
         logged = sorted({key for r in records for key, v in r.items() if _is_number(v)} - {"step"})
-        raise ValueError(
-            f"none of {', '.join(fields)} was logged; there is: {', '.join(logged) or 'nothing'}"
-        )
+        raise ValueError(f"none of {', '.join(fields)} was logged; there is: {', '.join(logged) or 'nothing'}")
     ax = _axes(ax, (6.4, 3.8))
     for (name, steps, values, val_steps, val_values), colour in zip(drawn, _colours(len(drawn)), strict=True):
         if steps:
@@ -415,9 +403,7 @@ def rate_label(decade: int) -> str:
 # ------------------------------------------------------------------------------------------- reconstructions
 
 
-def reconstructions(
-    model: Autoencoder, x: Tensor | npt.ArrayLike, ax: Axes | None = None, n: int = 10
-) -> Axes:
+def reconstructions(model: Autoencoder, x: Tensor | npt.ArrayLike, ax: Axes | None = None, n: int = 10) -> Axes:
     """The first ``n`` rows of ``x`` (B, *input shape), in data space, and what the model makes of them.
 
     Images: originals above, reconstructions below, each pair on the scale of its original. Tables: a pair of strips
@@ -430,9 +416,7 @@ def reconstructions(
     """
     rows = (x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x)))[:n]
     if model.input_shape != model.target_shape:
-        raise ValueError(
-            f"expected targets like inputs; the model maps {model.input_shape} to {model.target_shape}"
-        )
+        raise ValueError(f"expected targets like inputs; the model maps {model.input_shape} to {model.target_shape}")
     if len(rows) == 0:
         raise ValueError("expected at least one row to reconstruct; got none")
     recon = model.reconstruct(rows).flatten(1).double().cpu()

@@ -25,7 +25,7 @@ from fewfire.contracts import Source
 from fewfire.corruptions import Corruption
 from fewfire.disk import atomic_write
 from fewfire.sources import open_source
-from fewfire.terms import MSE, Term
+from fewfire.terms import Term
 from fewfire.tracking import read_metrics
 from fewfire.trainer import TrainConfig, Trainer
 
@@ -56,9 +56,7 @@ class DataConfig(_Section):
 
     path: str | None = Field(None, description="a file, or a built-in name (digits, patches)")
     kind: str | None = Field(None, description="how to read the file; None: by its ending")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="settings of the source, such as a patch size"
-    )
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of the source, such as a patch size")
     preprocess: Spec | list[Spec] | None = Field(
         "auto", description="steps from data space to model space; auto: what suits the source; null: none"
     )
@@ -116,9 +114,7 @@ def load_config(file: str | Path | None = None, settings: Sequence[str] = (), **
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no config file {path}; expected a YAML file (fewfire config prints what it may hold)"
-        )
+        raise FileNotFoundError(f"no config file {path}; expected a YAML file (fewfire config prints what it may hold)")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"expected a config of at most 1 MiB; {path} has {path.stat().st_size:,} bytes")
     try:
@@ -126,9 +122,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if raw is not None and not isinstance(raw, dict):
-        raise ValueError(
-            f"expected sections (data, model, objective, train) in {path}; got a {type(raw).__name__}"
-        )
+        raise ValueError(f"expected sections (data, model, objective, train) in {path}; got a {type(raw).__name__}")
     return raw or {}
 
 
@@ -152,9 +146,7 @@ def make_trainer(
     )
     terms = None if config.objective is None else [Term.from_config(t) for t in config.objective]
     corruption = None if config.corruption is None else Corruption.from_config(config.corruption)
-    return Trainer(
-        model, source, terms, config.train, corruption=corruption, folder=folder, progress=progress
-    )
+    return Trainer(model, source, terms, config.train, corruption=corruption, folder=folder, progress=progress)
 
 
 def _width(source: Source) -> int:
@@ -247,15 +239,11 @@ def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress:
     """
     out = Path(out)
     if config.data.path is None:
-        raise ValueError(
-            "nothing to train on: expected data.path, a file or a built-in name (digits, patches)"
-        )
+        raise ValueError("nothing to train on: expected data.path, a file or a built-in name (digits, patches)")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; expected the name of a folder for the run")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise FileExistsError(
-            f"{out} is not empty; choose another folder, or --resume to go on with the run in it"
-        )
+        raise FileExistsError(f"{out} is not empty; choose another folder, or --resume to go on with the run in it")
     source = _open(config.data)
     trainer = make_trainer(config, source, folder=out, progress=progress)
     out.mkdir(parents=True, exist_ok=True)

@@ -186,9 +186,7 @@ class AuxK(Term):
         k = min(self.k_aux or max(1, math.prod(out.x.shape[1:]) // 2), len(dead))
         top = out.pre_acts[:, dead].relu().topk(k, dim=1, sorted=False)
         residual = (out.x - out.recon).detach().flatten(1)
-        estimate = F.embedding_bag(
-            dead[top.indices], model.decoder.W_dec, per_sample_weights=top.values, mode="sum"
-        )
+        estimate = F.embedding_bag(dead[top.indices], model.decoder.W_dec, per_sample_weights=top.values, mode="sum")
         return F.mse_loss(estimate, residual, reduction="sum") / len(residual)
 
 

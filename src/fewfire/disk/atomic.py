@@ -59,9 +59,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         fsync_folder(target.parent)
     except OSError as error:
-        raise _explained(
-            error, target, "the new file is in place, but may not survive a power cut"
-        ) from error
+        raise _explained(error, target, "the new file is in place, but may not survive a power cut") from error
 
 
 def fsync_folder(folder: str | os.PathLike[str]) -> None:

@@ -67,9 +67,7 @@ class ModelFileError(ValueError):
     """A file is damaged, hostile, too new, or not fewfire's. The message is one line and names the file."""
 
 
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-) -> None:
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and metadata as one checksummed safetensors file, whole or not at all.
 
     The same input gives the same bytes. Tensors may live on any device, be strided, or share memory; each is
@@ -280,16 +278,12 @@ def _read_header(file: BufferedReader) -> _Contents:
     header = parse_json(raw)
     claims = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(claims, dict) or "fewfire" not in claims:
-        raise ModelFileError(
-            "was not written by fewfire, its metadata do not say so; `fewfire convert` may read it"
-        )
+        raise ModelFileError("was not written by fewfire, its metadata do not say so; `fewfire convert` may read it")
 
     metadata, sha256 = _read_claims(claims)
     entries = _read_entries(header, size - 8 - length)
     for name in sha256.keys() ^ entries.keys():
-        raise ValueError(
-            f"tensor {short(name)} has {'no checksum' if name in entries else 'a checksum but no data'}"
-        )
+        raise ValueError(f"tensor {short(name)} has {'no checksum' if name in entries else 'a checksum but no data'}")
     return _Contents(metadata, sha256, entries)
 
 
@@ -323,9 +317,9 @@ def _read_entries(header: dict[str, Any], n_bytes: int) -> dict[str, _Entry]:
 
 def _read_entry(name: str, value: Any) -> _Entry:
     match value:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if len(
-            value
-        ) == 3 and all(type(number) is int for number in (*shape, begin, end)):
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if len(value) == 3 and all(
+            type(number) is int for number in (*shape, begin, end)
+        ):
             entry = _Entry(dtype, tuple(shape), begin, end)
         case _:
             raise ValueError(f"tensor {short(name)} is not described by dtype, shape and data offsets")

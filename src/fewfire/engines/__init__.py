@@ -24,7 +24,7 @@ def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
     known = {engine.name: engine for engine in ENGINES}
     if name != "auto" and name not in known:
         raise ValueError(f"unknown engine {name!r}; choose from: auto, {', '.join(known)}")
-    refusals = []
+    refusals: list[str] = []
     for engine in ENGINES if name == "auto" else (known[name],):
         refusal = engine.refuses(job)
         if refusal is None:

@@ -38,7 +38,7 @@ class AutogradEngine:
     @classmethod
     def refuses(cls, job: Job) -> str | None:
         if job.optimizer.name == "lbfgs" and job.model.decoder.constrained:
-            return "L-BFGS moves parameters freely and cannot keep decoder rows at unit norm; set network.unit_norm to false"
+            return "L-BFGS cannot keep decoder rows at unit norm; set network.unit_norm to false"
         return None
 
     def step(self, batch: Batch, state: TrainState) -> StepReport:
@@ -59,14 +59,14 @@ class AutogradEngine:
 
         with torch.enable_grad():
             loss = evaluate()
-        norm = _gradient_norm(self.parameters)
+        self.model.decoder.project_gradient()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = _norm(gradients)  # one number answers both "finite?" and "how much to clip?"
         if not torch.isfinite(loss + norm):
             return self._uncommitted(batch, out, scalars)
 
-        self.model.decoder.project_gradient()
         if self.clip_norm is not None and norm > self.clip_norm:
-            for p in self._with_gradient():
-                p.grad *= self.clip_norm / norm  # type: ignore[operator]
+            torch._foreach_mul_(gradients, self.clip_norm / norm)
         first, first_scalars = out, scalars
         with torch.enable_grad():
             self.optimizer.step(state.lr, loss, evaluate)
@@ -74,9 +74,6 @@ class AutogradEngine:
         with torch.no_grad():
             self.model.activation.commit(first, state)
             return self._committed(first, first_scalars)
-
-    def _with_gradient(self) -> list[Tensor]:
-        return [p for p in self.parameters.values() if p.grad is not None]
 
     def _committed(self, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:
         active = self.model.activation.active(out.latents)
@@ -108,13 +105,12 @@ def labelled(terms: tuple[Any, ...]) -> dict[str, Any]:
     return labels
 
 
-def _gradient_norm(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Euclidean norm of the whole gradient. One number answers both "finite?" and "how much to clip?"."""
-    gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm of all of them together."""
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return norms
 
 
 def _rows_finite(x: Tensor) -> Tensor:
-    return torch.isfinite(x).flatten(1).all(1)
+    finite: Tensor = torch.isfinite(x).flatten(1).all(1)
+    return finite

@@ -169,7 +169,7 @@ def strong_wolfe(
         elif abs(slope) <= -c2 * slope0:
             return t, gradient
         else:
-            if high is None and slope >= 0 or high is not None and slope * (high[0] - low[0]) >= 0:
+            if (high is None and slope >= 0) or (high is not None and slope * (high[0] - low[0]) >= 0):
                 high = low
             low = here
         if high is None:

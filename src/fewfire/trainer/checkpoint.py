@@ -15,9 +15,7 @@ __all__ = ["latest", "load", "save"]
 KEEP = 2
 
 
-def save(
-    folder: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]
-) -> None:
+def save(folder: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> None:
     """Write ``step-N.safetensors`` and keep the last two.
 
     ``groups``: tensors by owner, ``{"model": {...}, "engine": {...}, "state": {...}}``. The file before is removed
@@ -25,9 +23,7 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
-    save_tensors(
-        folder / f"step-{step:09d}.safetensors", tensors, {"format": "fewfire-checkpoint", **metadata}
-    )
+    save_tensors(folder / f"step-{step:09d}.safetensors", tensors, {"format": "fewfire-checkpoint", **metadata})
     for old in _all(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
 

@@ -19,27 +19,19 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int | None = Field(None, ge=1, description="optimiser steps; this or epochs, not both")
-    epochs: int | None = Field(
-        None, ge=1, description="passes over the data. Neither: passes for about 3,000 steps"
-    )
+    epochs: int | None = Field(None, ge=1, description="passes over the data. Neither: passes for about 3,000 steps")
     batch_size: int | None = Field(None, ge=1, description="rows per step. None: 256; with lbfgs all rows")
     learning_rate: float | None = Field(None, ge=0, description="None: 0.001 for adam, 1 for lbfgs")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear",
         description="linear: constant, then down to 0 over the last lr_decay of training; lbfgs: constant",
     )
-    lr_warmup: float = Field(
-        0.0, ge=0, lt=1, description="fraction of training in which the rate rises from 0"
-    )
-    lr_decay: float = Field(
-        0.2, ge=0, le=1, description="fraction of training in which it falls, when linear"
-    )
+    lr_warmup: float = Field(0.0, ge=0, lt=1, description="fraction of training in which the rate rises from 0")
+    lr_decay: float = Field(0.2, ge=0, le=1, description="fraction of training in which it falls, when linear")
     optimizer: Literal["adam", "lbfgs"] = Field("adam", description="lbfgs: full batches of data in memory")
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam's two averages")
     eps: float = Field(1e-8, gt=0, description="adam's epsilon")
-    clip_norm: float | None = Field(
-        None, gt=0, description="largest Euclidean norm of the gradient; None: no limit"
-    )
+    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the gradient; None: no limit")
     seed: int = Field(0, ge=0, description="of the order of the rows, of noise and of first weights")
     checkpoint_every: int | None = Field(
         None, ge=0, description="steps between checkpoints. None: a tenth of the run; 0: only the last"
@@ -51,17 +43,13 @@ class TrainConfig(BaseModel):
         ge=1,
         description="stop after so many validations without a better loss, and keep the best weights",
     )
-    log_every: int | None = Field(
-        None, ge=1, description="steps between lines of metrics.jsonl. None: a hundredth"
-    )
+    log_every: int | None = Field(None, ge=1, description="steps between lines of metrics.jsonl. None: a hundredth")
     dead_after: int | None = Field(
         None,
         ge=1,
         description="rows without firing after which a latent is dead. None: a tenth of all, at most 10M",
     )
-    on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="what to do with a step that is not finite"
-    )
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="what to do with a step that is not finite")
     device: str = Field("auto", description="auto: the GPU if there is one")
     dtype: Literal["float32", "float64"] = Field("float32", description="of the parameters while training")
     engine: str = Field("auto", description="auto: the fastest that takes the job; autograd: the plain one")
@@ -96,19 +84,16 @@ class TrainConfig(BaseModel):
         """
         batch_size = self._rows_per_step(n_rows)
         steps = self._total_steps(n_rows, batch_size)
-        rate = (
-            {"adam": 1e-3, "lbfgs": 1.0}[self.optimizer] if self.learning_rate is None else self.learning_rate
-        )
-        dead_after = self.dead_after or min(10_000_000, max(batch_size, steps * batch_size // 10))
-        return self.model_copy(
-            update={
-                "steps": steps,
-                "epochs": None,
-                "batch_size": batch_size,
-                "learning_rate": rate,
-                "dead_after": dead_after,
-            }
-        )
+        rate = {"adam": 1e-3, "lbfgs": 1.0}[self.optimizer] if self.learning_rate is None else self.learning_rate
+        filled_in = {
+            "learning_rate": {"adam": 1e-3, "lbfgs": 1.0}[self.optimizer],
+            "dead_after": min(10_000_000, max(batch_size, steps * batch_size // 10)),
+            "log_every": max(1, steps // 100),
+            "checkpoint_every": max(1, steps // 10),
+            "validate_every": max(1, steps // 100) if n_rows is None else math.ceil(n_rows / batch_size),
+        }
+        filled_in = {name: default for name, default in filled_in.items() if getattr(self, name) is None}
+        return self.model_copy(update={"steps": steps, "epochs": None, "batch_size": batch_size, **filled_in})
 
     def _rows_per_step(self, n_rows: int | None) -> int:
         if self.optimizer == "lbfgs":
@@ -142,11 +127,7 @@ class TrainConfig(BaseModel):
         if done < self.lr_warmup:
             return self.learning_rate * (step + 1) / (self.lr_warmup * self.steps + 1)
         if self.lr_schedule == "cosine":
-            return (
-                self.learning_rate
-                * 0.5
-                * (1 + math.cos(math.pi * (done - self.lr_warmup) / (1 - self.lr_warmup)))
-            )
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.lr_warmup) / (1 - self.lr_warmup)))
         if self.lr_schedule == "linear" and done > 1 - self.lr_decay:
             return self.learning_rate * (1 - done) / self.lr_decay
         return self.learning_rate

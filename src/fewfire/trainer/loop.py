@@ -105,9 +105,7 @@ class Trainer:
         self.model = model.to(self.config.resolved_device(), getattr(torch, self.config.dtype))
         self.source = source
         self.validation = validation
-        self.terms = labelled(
-            tuple(terms if terms is not None else [MSE(), *model.activation.default_terms()])
-        )
+        self.terms = labelled(tuple(terms if terms is not None else [MSE(), *model.activation.default_terms()]))
         for term in self.terms.values():
             _check_needs(term, model)
         self.corruption = corruption
@@ -184,9 +182,7 @@ class Trainer:
             return
         while self.state.step < self.total_steps:
             epoch, start = divmod(self.state.step, self.steps_per_epoch or self.total_steps)
-            for batch in self.source.batches(
-                self.batch_size, seed=self.config.seed, epoch=epoch, start=start
-            ):
+            for batch in self.source.batches(self.batch_size, seed=self.config.seed, epoch=epoch, start=start):
                 yield self._prepare(batch)
                 if self.state.step >= self.total_steps:
                     return
@@ -219,17 +215,16 @@ class Trainer:
         return report
 
     def _after_step(self, batch: Batch, report: StepReport, speed: float) -> None:
-        step, last = self.state.step, self.state.step == self.total_steps
-        log_now = last or step % (self.config.log_every or max(1, self.total_steps // 100)) == 0
-        if log_now and report.bad_rows is None:
+        if report.bad_rows is None and self._due(self.config.log_every):
             self._write_log(batch, report, speed)
-        every = self.config.validate_every or self.steps_per_epoch or max(1, self.total_steps // 100)
-        if self.validation is not None and (last or step % every == 0):
+        if self.validation is not None and self._due(self.config.validate_every):
             self._validate(self.validation)
-        every = self.config.checkpoint_every
-        every = max(1, self.total_steps // 10) if every is None else every
-        if last or (every and step % every == 0):
+        if self._due(self.config.checkpoint_every):
             self.save_checkpoint()
+
+    def _due(self, every: int | None) -> bool:
+        """Whether something that is done every so many steps, and at the end, is to be done now."""
+        return self.state.step == self.total_steps or bool(every) and self.state.step % cast(int, every) == 0
 
     # ------------------------------------------------------------------------------ before and after
 
@@ -396,9 +391,7 @@ def _check_shapes(model: Autoencoder, source: Source) -> None:
         ("targets", model.target_shape, source.target_shape),
     ):
         if tuple(came) != tuple(wanted):
-            raise ValueError(
-                f"expected {what} of shape {tuple(wanted)}, as the model's; the data's are {tuple(came)}"
-            )
+            raise ValueError(f"expected {what} of shape {tuple(wanted)}, as the model's; the data's are {tuple(came)}")
 
 
 def _check_range(model: Autoencoder, x: Tensor) -> None:
@@ -428,9 +421,7 @@ def _nonfinite_message(batch: Batch, bad: Tensor, step: int) -> str:
     in_data = not bool(torch.isfinite(batch.x_in).all() and torch.isfinite(batch.x).all())
     rows = ", ".join(str(int(r)) for r in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     if in_data:
-        return (
-            f"step {step}: NaN or infinity in row {rows}; remove or fill them, or set on_nonfinite to 'skip'"
-        )
+        return f"step {step}: NaN or infinity in row {rows}; remove or fill them, or set on_nonfinite to 'skip'"
     return (
         f"step {step}: the loss is not finite, though the data are (rows {rows}); "
         "lower the learning rate, or rescale the data (preprocess 'standardize')"

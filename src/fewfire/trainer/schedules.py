@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["Schedules", "piecewise_linear"]
@@ -12,7 +13,7 @@ def piecewise_linear(points: Sequence[tuple[float, float]], at: float) -> float:
     """The value at ``at`` on straight lines between ``points``; constant before the first and after the last."""
     if at <= points[0][0]:
         return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if at <= x1:
             return y0 + (y1 - y0) * (at - x0) / (x1 - x0) if x1 > x0 else y1
     return points[-1][1]
@@ -36,12 +37,8 @@ class Schedules:
             owner, _, attribute = target.rpartition(".")
             value = getattr(owners.get(owner), attribute, None)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                numbers = [
-                    f"{o}.{a}" for o, obj in owners.items() for a in sorted(obj.config()) if _number(obj, a)
-                ]
-                raise ValueError(
-                    f"nothing called {target!r} to schedule; there is: {', '.join(numbers) or 'nothing'}"
-                )
+                numbers = [f"{o}.{a}" for o, obj in owners.items() for a in sorted(obj.config()) if _number(obj, a)]
+                raise ValueError(f"nothing called {target!r} to schedule; there is: {', '.join(numbers) or 'nothing'}")
             self._targets.append((owners[owner], attribute, line))
 
     def apply(self, done: float) -> None:
