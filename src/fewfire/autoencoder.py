@@ -91,9 +91,9 @@ class Autoencoder(nn.Module):
             unit_norm=self.activation.unit_norm,
             generator=rng.generator(seed, "weights"),
         )
-        self.to(dtype)  # before preprocess, whose statistics stay in float64
         self.preprocess: Preprocess | None = make_preprocess(preprocess)
         self.preprocess_out: Preprocess | None = make_preprocess(preprocess_out)
+        self.to(dtype)  # a preprocess keeps its statistics in float64 all the same
         self._copies: dict[torch.dtype, tuple[Any, Autoencoder]] = {}
 
     # ------------------------------------------------------------------------------ model space
@@ -270,12 +270,7 @@ class Autoencoder(nn.Module):
         version = tuple((p.data_ptr(), p._version) for p in self.state_dict().values())
         if dtype not in self._copies or self._copies[dtype][0] != version:
             self._copies.clear()
-            twin = copy.deepcopy(self)
-            preprocess, preprocess_out = twin.preprocess, twin.preprocess_out
-            twin.preprocess = twin.preprocess_out = None  # its statistics keep their float64
-            twin.to(dtype)
-            twin.preprocess, twin.preprocess_out = preprocess, preprocess_out
-            self._copies[dtype] = (version, twin)
+            self._copies[dtype] = (version, copy.deepcopy(self).to(dtype))
         return self._copies[dtype][1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -84,7 +84,6 @@ class TrainConfig(BaseModel):
         """
         batch_size = self._rows_per_step(n_rows)
         steps = self._total_steps(n_rows, batch_size)
-        rate = {"adam": 1e-3, "lbfgs": 1.0}[self.optimizer] if self.learning_rate is None else self.learning_rate
         filled_in = {
             "learning_rate": {"adam": 1e-3, "lbfgs": 1.0}[self.optimizer],
             "dead_after": min(10_000_000, max(batch_size, steps * batch_size // 10)),

@@ -224,7 +224,7 @@ class Trainer:
 
     def _due(self, every: int | None) -> bool:
         """Whether something that is done every so many steps, and at the end, is to be done now."""
-        return self.state.step == self.total_steps or bool(every) and self.state.step % cast(int, every) == 0
+        return self.state.step == self.total_steps or (bool(every) and self.state.step % cast(int, every) == 0)
 
     # ------------------------------------------------------------------------------ before and after
 
@@ -344,6 +344,7 @@ class Trainer:
             "misses": self._best.misses,
             "run": self._identity(),
         }
+        self._log.sync()  # a checkpoint must not outlive the records that lead to it
         checkpoint.save(self.folder / "checkpoints", self.state.step, groups, metadata)
 
     def _identity(self) -> dict[str, Any]:

@@ -1,0 +1,360 @@
+"""The page: what ``gather`` found and the run folder holds, laid out for ``template.html.jinja``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewfire import plot
+from fewfire._version import __version__
+from fewfire.contracts import Source
+from fewfire.report import METRICS, charts, words
+from fewfire.report.gather import Example, Gathered, gather
+from fewfire.runs import Run
+
+__all__ = ["render"]
+
+MAX_FILTERS = 400
+MAX_CARDS = 24
+MAX_COLUMNS = 6
+MAX_SIDE = 40
+"""pixels; larger pictures are shrunk, so that 400 of them stay small"""
+TILE = 48
+"""CSS pixels, about: a tile is a whole multiple of its picture, so that pixels stay square"""
+CURVES = {
+    "loss": "Loss",
+    "fvu": "Variance unexplained",
+    "l0": "Features firing per row",
+    "dead": "Dead features",
+}
+
+
+def render(run: Run, source: Source) -> bytes:
+    """The page, as UTF-8."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fewfire.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": words.percent, "short": charts.short, "png": png}
+    page = Page(run, source, gather(run.model, source))
+    return environment.get_template("template.html.jinja").render(page=page, version=__version__).encode()
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature in the gallery."""
+
+    number: int
+    rate: float
+    mean: float
+    share: float
+    """firing rate as a share of the highest one, for the bar beneath it"""
+    picture: npt.NDArray[np.float64] | None = None
+    columns: tuple[tuple[str, float, float], ...] = ()
+    """(name, weight, weight as a share of the largest)"""
+
+    @property
+    def label(self) -> str:
+        """What a pointer resting on it shows."""
+        how_often = f"fires on {words.percent(self.rate)} of the rows" if self.rate else "never fired"
+        return f"feature {self.number}: {how_often}, mean activation {charts.short(self.mean)}"
+
+
+class Page:
+    """What the template asks for, by the name it asks with."""
+
+    def __init__(self, run: Run, source: Source, gathered: Gathered) -> None:
+        self.run = run
+        self.model = run.model
+        self.source = source
+        self.gathered = gathered
+        self.result = gathered.evaluation.result()
+        self.title = words.title(run, source)
+        self.verdict = words.verdict(gathered, self.result)
+        self.warnings = words.warnings(run, source, gathered, self.result)
+        self.records = run.history()
+        self.is_image = self.model.layout.kind == "image"
+        self.logistic = "logits" in self.model.activation.gives
+
+    # ------------------------------------------------------------------------------------- at a glance
+
+    @property
+    def subtitle(self) -> str:
+        l0 = self.result["l0"]
+        if self.logistic and l0 < 0.5:
+            return f"mean activation {charts.short(self.result['mean_activation'])}"
+        return f"about {words.per_row(l0)} fire per row"
+
+    @property
+    def rows_read(self) -> str:
+        n, total = self.gathered.evaluation.n_rows, self.source.n_rows
+        if n == total:
+            return f"all {words.count(n, 'row')}"
+        return f"the first {n:,} of {total:,} rows" if total else f"the first {words.count(n, 'row')}"
+
+    @property
+    def glance(self) -> list[tuple[str, str, str]]:
+        """(number, what it is, what it means)."""
+        r = self.result
+        n_latents, dead = int(r["n_latents"]), int((self.gathered.evaluation.fired == 0).sum())
+        numbers = [
+            (words.percent(r["explained_variance"]), "of the variance explained", "100% would be perfect; the mean alone gives 0%"),
+            (words.per_row(r["l0"]), "features fire per row", f"of {n_latents:,}: {words.percent(r['l0'] / n_latents)} of them"),
+            (f"{dead:,}", "features never fired", f"{words.percent(dead / n_latents)} of {n_latents:,}, on the rows read"),
+        ]
+        if self.logistic:
+            target = next((t["rho"] for t in self.run.provenance.get("objective") or [] if "rho" in t), None)
+            meaning = "of a unit, over rows and units" + (f"; the target is {target:g}" if target else "")
+            numbers.append((charts.short(r["mean_activation"]), "mean activation", meaning))
+        if self.seconds is not None:
+            numbers.append((duration(self.seconds), "of training", words.count(self.steps or 0, "step")))
+        return numbers
+
+    @property
+    def seconds(self) -> float | None:
+        return next((r["seconds"] for r in reversed(self.records) if isinstance(r.get("seconds"), float)), None)
+
+    @property
+    def steps(self) -> int | None:
+        steps = self.run.provenance.get("steps")
+        return steps if isinstance(steps, int) else None
+
+    # ----------------------------------------------------------------------------------------- features
+
+    @cached_property
+    def vectors(self) -> Tensor | None:
+        """(L, D) what is drawn of each feature; None where the network has no such weights.
+
+        Of logistic units, what each responds to, as in the textbook; else what a feature writes.
+        """
+        try:
+            vectors = plot.feature_vectors(self.model, self.weights)
+        except ValueError:
+            return None
+        width = math.prod(self.model.layout.shape) if self.is_image else vectors.shape[1]
+        return vectors if vectors.shape[1] == width else None
+
+    @property
+    def weights(self) -> plot.Weights:
+        return "encoder" if self.logistic else "decoder"
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """The gallery, the most used first: pictures of images, strongest columns of a table."""
+        if self.vectors is None:
+            return []
+        shown = self.gathered.order[: MAX_FILTERS if self.is_image else MAX_CARDS].tolist()
+        pictures = plot.tiles(self.vectors[shown], self.model.layout, symmetric=True) if self.is_image else None
+        highest = max(float(self.gathered.evaluation.density.max()), 1e-12)
+        return [
+            Feature(
+                number=j,
+                rate=float(self.gathered.evaluation.density[j]),
+                mean=float(self.gathered.mean_activation[j]),
+                share=float(self.gathered.evaluation.density[j]) / highest,
+                picture=None if pictures is None else pictures[i],
+                columns=() if self.is_image else self._columns(self.vectors[j]),
+            )
+            for i, j in enumerate(shown)
+        ]
+
+    def _columns(self, vector: Tensor) -> tuple[tuple[str, float, float], ...]:
+        strongest = plot.strongest_columns(vector, self.model.layout, MAX_COLUMNS)
+        return tuple((name, value, abs(value) / abs(strongest[0][1])) for name, value in strongest)
+
+    @property
+    def alive(self) -> list[Feature]:
+        """Logistic units are all kept together: one that stays below one half may still be telling."""
+        return [f for f in self.features if f.rate > 0 or self.logistic]
+
+    @property
+    def silent(self) -> list[Feature]:
+        return [f for f in self.features if not (f.rate > 0 or self.logistic)]
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(width, height) in CSS pixels."""
+        h, w = self.model.layout.shape[-2:]
+        zoom = max(1, round(TILE / max(h, w)))
+        scale = zoom if max(h, w) <= 1.5 * TILE else 1.5 * TILE / max(h, w)
+        return round(w * scale), round(h * scale)
+
+    # --------------------------------------------------------------------------------------------- rows
+
+    @property
+    def reconstructions(self) -> list[dict[str, Any]]:
+        examples = [self.gathered.examples[p] for p in self.gathered.pairs]
+        if self.is_image and math.prod(self.model.target_shape) == math.prod(self.model.layout.shape):
+            return list(self._picture_pairs(examples))
+        return list(self._line_pairs(examples[:6]))
+
+    def _picture_pairs(self, examples: list[Example]) -> Iterator[dict[str, Any]]:
+        target, recon = (torch.stack([getattr(e, side) for e in examples]) for side in ("target", "recon"))
+        limits = (target.amin(1), target.amax(1))  # one scale for both, so that they compare
+        above, below = (plot.tiles(rows, self.model.layout, limits=limits) for rows in (target, recon))
+        for e, original, rebuilt in zip(examples, above, below, strict=True):
+            yield {"example": e, "missed": self._missed(e), "original": original, "rebuilt": rebuilt}
+
+    def _line_pairs(self, examples: list[Example]) -> Iterator[dict[str, Any]]:
+        for e in examples:
+            target, recon = self._standard(e.target), self._standard(e.recon)
+            low, high = (float(f(torch.cat([target, recon, torch.zeros(1)]))) for f in (torch.min, torch.max))
+            worst = int((target - recon).abs().argmax())
+            yield {
+                "example": e,
+                "missed": self._missed(e),
+                "original": _steps(target, low, high),
+                "rebuilt": _steps(recon, low, high),
+                "zero": round(_height(0.0, low, high), 2),
+                "worst": plot.column_name(self.model.layout, worst),
+                "worst_was": float(e.target[worst]),
+                "worst_is": float(e.recon[worst]),
+            }
+
+    def _missed(self, e: Example) -> float:
+        """Squared error of a row as a share of its squared distance from the mean row."""
+        spread = float((e.target - self.gathered.evaluation.target.mean.flatten()).square().sum())
+        return float((e.target - e.recon).square().sum()) / spread if spread > 0 else 0.0
+
+    def _standard(self, row: Tensor) -> Tensor:
+        """A target row in standard deviations from the mean of the rows read; constant columns at 0."""
+        moments = self.gathered.evaluation.target
+        spread = moments.variance.flatten().sqrt()
+        return torch.where(spread > 0, (row - moments.mean.flatten()) / spread.clamp_min(1e-300), 0.0)
+
+    @property
+    def exciting(self) -> list[dict[str, Any]]:
+        """The most used features, each with the rows on which it fires most."""
+        named = {f.number: f for f in self.features}
+        groups = []
+        for j, top in self.gathered.top.items():
+            rows = [(value, self.gathered.examples[position]) for value, position in top]
+            if rows:
+                rate = float(self.gathered.evaluation.density[j])
+                shown = self._example_pictures(rows) if self.is_image else self._example_columns(rows[:4])
+                groups.append({"number": j, "feature": named.get(j), "rate": rate, "rows": shown})
+        return groups
+
+    def _example_pictures(self, rows: list[tuple[float, Example]]) -> list[dict[str, Any]]:
+        pictures = plot.tiles(torch.stack([e.x for _, e in rows]), self.model.layout)
+        return [
+            {"row": e.row, "value": value, "picture": picture}
+            for (value, e), picture in zip(rows, pictures, strict=True)
+        ]
+
+    def _example_columns(self, rows: list[tuple[float, Example]]) -> list[dict[str, Any]]:
+        """Each row by the columns in which it is most unusual: (name, value, standard deviations)."""
+        highest = max(abs(value) for value, _ in rows)
+        groups = []
+        for value, e in rows:
+            z = self._standard(e.x) if e.x.shape == e.target.shape else e.x
+            unusual = z.abs().topk(min(3, len(z))).indices.tolist()
+            columns = [(plot.column_name(self.model.layout, i), float(e.x[i]), float(z[i])) for i in unusual]
+            groups.append({"row": e.row, "value": value, "share": abs(value) / highest, "columns": columns})
+        return groups
+
+    # --------------------------------------------------------------------------------- training and the rest
+
+    @property
+    def curves(self) -> list[charts.Chart]:
+        drawn = (charts.curve_chart(self.records, name, title) for name, title in CURVES.items())
+        return [chart for chart in drawn if chart is not None]
+
+    @property
+    def rates(self) -> charts.Chart:
+        return charts.rate_chart(self.gathered.evaluation.density)
+
+    @property
+    def metrics(self) -> list[tuple[str, str, str, str]]:
+        """(name, on these rows, at the end of training, meaning)."""
+        then = self.run.provenance.get("summary") or {}
+        return [
+            (name, _number(value), _number(then.get(name)), METRICS.get(name, ""))
+            for name, value in self.result.items()
+        ]
+
+    @property
+    def config_text(self) -> str | None:
+        file = self.run.path / "config.yaml"
+        return file.read_text(encoding="utf-8") if self.run.config is not None and file.is_file() else None
+
+    @property
+    def provenance(self) -> list[tuple[str, str]]:
+        p, train = self.run.provenance, self.run.provenance.get("train") or {}
+        activation, network = self.model.activation, self.model.network
+        facts = [
+            ("data", p.get("data")),
+            ("rows trained on", f"{p['rows']:,}" if p.get("rows") else None),
+            ("data fingerprint", str(p.get("data_fingerprint") or "")[:12]),
+            ("row", " × ".join(map(str, self.model.input_shape)) + " values"),
+            ("activation", _settings(activation.config())),
+            ("network", _settings(network.config())),
+            ("objective", " + ".join(_settings(term) for term in p.get("objective") or [])),
+            ("steps", f"{self.steps:,}" if self.steps else None),
+            ("rows per step", f"{train['batch_size']:,}" if train.get("batch_size") else None),
+            ("seed", train.get("seed")),
+            ("engine", p.get("engine")),
+            ("time", duration(self.seconds) if self.seconds is not None else None),
+            ("fewfire", __version__),
+        ]
+        return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+# -------------------------------------------------------------------------------------------------- pieces
+
+
+def png(picture: npt.NDArray[np.float64]) -> str:
+    """(h, w) or (h, w, 3), 0 to 1 -> a data URI."""
+    from PIL import Image
+
+    image = Image.fromarray((picture * 255).round().astype(np.uint8))
+    if max(image.size) > MAX_SIDE:
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds:.0f} s"
+
+
+def _steps(row: Tensor, low: float, high: float) -> str:
+    """A row as the points of a staircase, a step per column, in percent of the plot."""
+    width = 100 / len(row)
+    heights = [round(_height(float(v), low, high), 2) for v in row]
+    return " ".join(f"{i * width:.2f},{y} {(i + 1) * width:.2f},{y}" for i, y in enumerate(heights))
+
+
+def _height(value: float, low: float, high: float) -> float:
+    return 96 - 92 * (value - low) / (high - low) if high > low else 50.0
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return charts.short(value) if isinstance(value, float) else ""
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """``{"name": "topk", "k": 16}`` -> "topk (k 16)"; settings left at None are not worth a word."""
+    rest = ", ".join(f"{k} {_number(v) or v}" for k, v in config.items() if k != "name" and v is not None)
+    return f"{config.get('name')} ({rest})" if rest else str(config.get("name"))
