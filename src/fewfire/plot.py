@@ -104,7 +104,8 @@ def filters(
         Tiles per line; None: about square.
     weights
         "decoder": what a feature writes, row j of W_dec. "encoder": what a unit responds to most among inputs of
-        norm 1, ``W_j / ||W_j||``, the picture of the textbook (Ng 2011, CS294A, section 4).
+        norm 1, ``W_j / ||W_j||``, the picture of the textbook (Ng 2011, CS294A, section 4). Mid-grey is then the
+        tile's mean, which rows without a mean cannot excite, and which would hide the pattern.
 
     Raises
     ------
@@ -117,7 +118,7 @@ def filters(
         )
     vectors = _as_wide_as(feature_vectors(model, weights), model.layout)
     chosen = _ranking(vectors, model.layout, order)[: MAX_TILES if n is None else n]
-    pictures = tiles(vectors[chosen], model.layout, symmetric=True)
+    pictures = filter_tiles(vectors[chosen], model.layout, weights)
     columns = min(len(pictures), columns or math.ceil(math.sqrt(len(pictures)))) or 1
     lines = math.ceil(len(pictures) / columns)
     ax = _axes(ax, (min(9.0, 0.55 * columns + 0.3), min(9.0, 0.55 * lines + 0.6)))
@@ -238,6 +239,13 @@ def tiles(
     pictures = pictures[:, :3] if layout.shape[0] in (3, 4) else pictures.mean(1, keepdim=True)
     channels_last = pictures.permute(0, 2, 3, 1)
     return (channels_last if channels_last.shape[-1] == 3 else channels_last[..., 0]).numpy()
+
+
+def filter_tiles(vectors: Tensor, layout: Layout, weights: Weights) -> npt.NDArray[np.float64]:
+    """(N, D) feature vectors -> (N, h, w) or (N, h, w, 3), as ``filters`` draws them."""
+    if weights == "encoder":
+        vectors = vectors - vectors.mean(1, keepdim=True)
+    return tiles(vectors, layout, symmetric=True)
 
 
 def _as_wide_as(rows: Tensor, layout: Layout) -> Tensor:

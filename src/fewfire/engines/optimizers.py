@@ -93,7 +93,8 @@ class LBFGS:
             gradient = self._flat_gradient()
             return value, float(gradient @ direction), gradient
 
-        t, gradient = strong_wolfe(along, first, float(loss), slope, g0)
+        noise = 8 * torch.finfo(loss.dtype).eps * abs(float(loss))
+        t, gradient = strong_wolfe(along, first, float(loss), slope, g0, noise=noise)
         x1 = x0 + t * direction
         self._set(x1)
         move, bend = self._flat_parameters() - x0, gradient - g0
@@ -149,6 +150,8 @@ def strong_wolfe(
     value0: float,
     slope0: float,
     gradient0: Tensor,
+    *,
+    noise: float = 0.0,
     c1: float = 1e-4,
     c2: float = 0.9,
     max_evaluations: int = 25,
@@ -156,15 +159,17 @@ def strong_wolfe(
     """A step length where the value fell enough and the slope flattened enough, and the gradient there.
 
     ``along(t)`` gives value, slope and gradient at distance t. Nocedal & Wright 2006, algorithms 3.5 and 3.6,
-    with cubic interpolation. When the evaluations run out, the best point seen; at worst t = 0.
+    with cubic interpolation. Differences of values below ``noise`` mean nothing; there the slopes decide (Hager &
+    Zhang 2005, the approximate Wolfe conditions), or a float32 loss could not leave a plateau. When the evaluations
+    run out, the best point seen; at worst t = 0.
     """
     low = (0.0, value0, slope0, gradient0)  # the best point so far that satisfies sufficient decrease
     high: tuple[float, float, float, Tensor] | None = None
     for _ in range(max_evaluations):
         value, slope, gradient = along(t)
         here = (t, value, slope, gradient)
-        fell_enough = value <= value0 + c1 * t * slope0  # False for NaN as well
-        if not fell_enough or value >= low[1]:
+        fell_enough = value <= value0 + c1 * t * slope0 or (value <= value0 + noise and slope <= -0.8 * slope0)
+        if not fell_enough or value > low[1] + noise:  # NaN has not fallen
             high = here
         elif abs(slope) <= -c2 * slope0:
             return t, gradient

@@ -20,7 +20,7 @@ from fewfire import plot
 from fewfire._version import __version__
 from fewfire.contracts import Source
 from fewfire.report import METRICS, charts, words
-from fewfire.report.gather import Example, Gathered, gather
+from fewfire.report.gather import N_TOP, Example, Gathered, gather
 from fewfire.runs import Run
 
 __all__ = ["render"]
@@ -28,10 +28,16 @@ __all__ = ["render"]
 MAX_FILTERS = 400
 MAX_CARDS = 24
 MAX_COLUMNS = 6
-MAX_SIDE = 40
-"""pixels; larger pictures are shrunk, so that 400 of them stay small"""
+LEAST_SHARE = 0.04
+"""columns below this share of a feature's strongest say nothing"""
+MAX_SILENT = 32
+"""of the features that never fired, this many are drawn: they look alike"""
+PIXEL_BYTES = 1_800_000
+"""of all pictures together; larger ones are shrunk to stay within it, because noise does not compress"""
 TILE = 48
-"""CSS pixels, about: a tile is a whole multiple of its picture, so that pixels stay square"""
+"""CSS pixels, about: a tile is a whole multiple of a small picture, so that its pixels stay square"""
+FEW_FEATURES = 64
+"""up to this many have larger tiles, and captions"""
 CURVES = {
     "loss": "Loss",
     "fvu": "Variance unexplained",
@@ -49,7 +55,7 @@ def render(run: Run, source: Source) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "short": charts.short, "png": png}
+    environment.filters |= {"percent": words.percent, "short": charts.short}
     page = Page(run, source, gather(run.model, source))
     return environment.get_template("template.html.jinja").render(page=page, version=__version__).encode()
 
@@ -60,18 +66,19 @@ class Feature:
 
     number: int
     rate: float
-    mean: float
+    largest: float
+    """highest activation on the rows read"""
     share: float
     """firing rate as a share of the highest one, for the bar beneath it"""
     picture: npt.NDArray[np.float64] | None = None
-    columns: tuple[tuple[str, float, float], ...] = ()
-    """(name, weight, weight as a share of the largest)"""
+    columns: tuple[tuple[str, str, float], ...] = ()
+    """(name, weight in writing, weight from -1 to 1 as a share of the largest)"""
 
     @property
     def label(self) -> str:
         """What a pointer resting on it shows."""
         how_often = f"fires on {words.percent(self.rate)} of the rows" if self.rate else "never fired"
-        return f"feature {self.number}: {how_often}, mean activation {charts.short(self.mean)}"
+        return f"feature {self.number}: {how_often}, at most {charts.short(self.largest)}"
 
 
 class Page:
@@ -84,7 +91,7 @@ class Page:
         self.gathered = gathered
         self.result = gathered.evaluation.result()
         self.title = words.title(run, source)
-        self.verdict = words.verdict(gathered, self.result)
+        self.verdict = words.verdict(self.result, logistic="logits" in run.model.activation.gives)
         self.warnings = words.warnings(run, source, gathered, self.result)
         self.records = run.history()
         self.is_image = self.model.layout.kind == "image"
@@ -109,17 +116,20 @@ class Page:
     @property
     def glance(self) -> list[tuple[str, str, str]]:
         """(number, what it is, what it means)."""
-        r = self.result
-        n_latents, dead = int(r["n_latents"]), int((self.gathered.evaluation.fired == 0).sum())
-        numbers = [
-            (words.percent(r["explained_variance"]), "of the variance explained", "100% would be perfect; the mean alone gives 0%"),
-            (words.per_row(r["l0"]), "features fire per row", f"of {n_latents:,}: {words.percent(r['l0'] / n_latents)} of them"),
-            (f"{dead:,}", "features never fired", f"{words.percent(dead / n_latents)} of {n_latents:,}, on the rows read"),
-        ]
+        explained, l0, n_latents = (self.result[k] for k in ("explained_variance", "l0", "n_latents"))
+        scale = "100% would be perfect, the mean alone gives 0%"
+        numbers = [(words.percent(explained), "of the variance explained", scale)]
         if self.logistic:
-            target = next((t["rho"] for t in self.run.provenance.get("objective") or [] if "rho" in t), None)
-            meaning = "of a unit, over rows and units" + (f"; the target is {target:g}" if target else "")
-            numbers.append((charts.short(r["mean_activation"]), "mean activation", meaning))
+            rho = next((term["rho"] for term in self.run.provenance.get("objective") or [] if "rho" in term), None)
+            meaning = "of a unit, over all rows" + (f"; the target is {rho:g}" if rho else "")
+            numbers.append((charts.short(self.result["mean_activation"]), "mean activation", meaning))
+            numbers.append((words.per_row(l0), "units above ½ per row", f"of {n_latents:,}; above ½ counts as firing"))
+        else:
+            dead = words.percent(self.n_silent / n_latents)
+            share = words.percent(l0 / n_latents)
+            numbers.append((words.per_row(l0), "features fire per row", f"{share} of all {n_latents:,}"))
+            silent = f"{dead} of all {n_latents:,}, on the rows read"
+            numbers.append((f"{self.n_silent:,}", "features never fired", silent))
         if self.seconds is not None:
             numbers.append((duration(self.seconds), "of training", words.count(self.steps or 0, "step")))
         return numbers
@@ -157,14 +167,14 @@ class Page:
         """The gallery, the most used first: pictures of images, strongest columns of a table."""
         if self.vectors is None:
             return []
-        shown = self.gathered.order[: MAX_FILTERS if self.is_image else MAX_CARDS].tolist()
-        pictures = plot.tiles(self.vectors[shown], self.model.layout, symmetric=True) if self.is_image else None
+        shown = self._shown()
+        pictures = plot.filter_tiles(self.vectors[shown], self.model.layout, self.weights) if self.is_image else None
         highest = max(float(self.gathered.evaluation.density.max()), 1e-12)
         return [
             Feature(
                 number=j,
                 rate=float(self.gathered.evaluation.density[j]),
-                mean=float(self.gathered.mean_activation[j]),
+                largest=float(self.gathered.evaluation.largest[j]),
                 share=float(self.gathered.evaluation.density[j]) / highest,
                 picture=None if pictures is None else pictures[i],
                 columns=() if self.is_image else self._columns(self.vectors[j]),
@@ -172,35 +182,77 @@ class Page:
             for i, j in enumerate(shown)
         ]
 
-    def _columns(self, vector: Tensor) -> tuple[tuple[str, float, float], ...]:
+    def _columns(self, vector: Tensor) -> tuple[tuple[str, str, float], ...]:
         strongest = plot.strongest_columns(vector, self.model.layout, MAX_COLUMNS)
-        return tuple((name, value, abs(value) / abs(strongest[0][1])) for name, value in strongest)
+        if not strongest:
+            return ()
+        largest = abs(strongest[0][1])
+        digits = max(0, 1 - math.floor(math.log10(largest)))  # the same for all, so that points align
+        return tuple(
+            (name, f"{value:+,.{digits}f}".replace("-", "−"), value / largest)
+            for name, value in strongest
+            if abs(value) >= LEAST_SHARE * largest
+        )
+
+    def _shown(self) -> list[int]:
+        """Numbers of the features in the gallery. Every logistic unit counts as used: one below 1/2 may be telling."""
+        n_used = len(self.gathered.order) if self.logistic else int((self.gathered.evaluation.fired > 0).sum())
+        if not self.is_image:
+            return self.gathered.order[:MAX_CARDS].tolist()
+        return self.gathered.order[: min(MAX_FILTERS, n_used + MAX_SILENT)].tolist()
 
     @property
-    def alive(self) -> list[Feature]:
-        """Logistic units are all kept together: one that stays below one half may still be telling."""
+    def n_silent(self) -> int:
+        return 0 if self.logistic else int((self.gathered.evaluation.fired == 0).sum())
+
+    @property
+    def used(self) -> list[Feature]:
         return [f for f in self.features if f.rate > 0 or self.logistic]
 
     @property
     def silent(self) -> list[Feature]:
-        return [f for f in self.features if not (f.rate > 0 or self.logistic)]
+        return [f for f in self.features if f.rate == 0 and not self.logistic]
 
     @property
-    def tile_size(self) -> tuple[int, int]:
-        """(width, height) in CSS pixels."""
+    def few(self) -> bool:
+        return len(self.features) <= FEW_FEATURES
+
+    def tile_size(self, about: int = TILE) -> tuple[int, int]:
+        """(width, height) in CSS pixels of a picture: a whole multiple of it when it is small, else ``about``."""
         h, w = self.model.layout.shape[-2:]
-        zoom = max(1, round(TILE / max(h, w)))
-        scale = zoom if max(h, w) <= 1.5 * TILE else 1.5 * TILE / max(h, w)
-        return round(w * scale), round(h * scale)
+        longest = max(h, w)
+        zoom = max(1, round(about / longest)) if longest <= about else about / longest
+        return max(1, round(w * zoom)), max(1, round(h * zoom))
+
+    def png(self, picture: npt.NDArray[np.float64]) -> str:
+        """(h, w) or (h, w, 3), 0 to 1 -> a data URI."""
+        return png(picture, self._max_side)
+
+    @cached_property
+    def _max_side(self) -> int:
+        """Pixels; the longer side of every picture is at most this."""
+        n_pictures = len(self.features) + len(self.gathered.top) * (1 + N_TOP) + 2 * len(self.gathered.pairs)
+        channels = 3 if len(self.model.layout.shape) == 3 and self.model.layout.shape[0] in (3, 4) else 1
+        return max(16, math.isqrt(PIXEL_BYTES // (n_pictures * channels)))
+
+    @property
+    def smooth(self) -> bool:
+        """Whether a browser should blend pixels: they are more than a tile has, or were blended to be fewer."""
+        return max(self.model.layout.shape[-2:], default=0) > min(TILE, self._max_side)
 
     # --------------------------------------------------------------------------------------------- rows
 
-    @property
+    @cached_property
     def reconstructions(self) -> list[dict[str, Any]]:
         examples = [self.gathered.examples[p] for p in self.gathered.pairs]
-        if self.is_image and math.prod(self.model.target_shape) == math.prod(self.model.layout.shape):
+        if self.draws_targets:
             return list(self._picture_pairs(examples))
         return list(self._line_pairs(examples[:6]))
+
+    @property
+    def draws_targets(self) -> bool:
+        """Whether a target is a picture, as an input is."""
+        return self.is_image and math.prod(self.model.target_shape) == math.prod(self.model.layout.shape)
 
     def _picture_pairs(self, examples: list[Example]) -> Iterator[dict[str, Any]]:
         target, recon = (torch.stack([getattr(e, side) for e in examples]) for side in ("target", "recon"))
@@ -217,9 +269,9 @@ class Page:
             yield {
                 "example": e,
                 "missed": self._missed(e),
-                "original": _steps(target, low, high),
-                "rebuilt": _steps(recon, low, high),
-                "zero": round(_height(0.0, low, high), 2),
+                "original": _staircase(target, low, high),
+                "rebuilt": _staircase(recon, low, high),
+                "zero": round(_from_top(0.0, low, high), 2),
                 "worst": plot.column_name(self.model.layout, worst),
                 "worst_was": float(e.target[worst]),
                 "worst_is": float(e.recon[worst]),
@@ -236,7 +288,7 @@ class Page:
         spread = moments.variance.flatten().sqrt()
         return torch.where(spread > 0, (row - moments.mean.flatten()) / spread.clamp_min(1e-300), 0.0)
 
-    @property
+    @cached_property
     def exciting(self) -> list[dict[str, Any]]:
         """The most used features, each with the rows on which it fires most."""
         named = {f.number: f for f in self.features}
@@ -244,9 +296,15 @@ class Page:
         for j, top in self.gathered.top.items():
             rows = [(value, self.gathered.examples[position]) for value, position in top]
             if rows:
-                rate = float(self.gathered.evaluation.density[j])
-                shown = self._example_pictures(rows) if self.is_image else self._example_columns(rows[:4])
-                groups.append({"number": j, "feature": named.get(j), "rate": rate, "rows": shown})
+                groups.append(
+                    {
+                        "number": j,
+                        "feature": named.get(j),
+                        "rate": float(self.gathered.evaluation.density[j]),
+                        "largest": rows[0][0],
+                        "rows": self._example_pictures(rows) if self.is_image else self._example_columns(rows[:4]),
+                    }
+                )
         return groups
 
     def _example_pictures(self, rows: list[tuple[float, Example]]) -> list[dict[str, Any]]:
@@ -271,7 +329,8 @@ class Page:
 
     @property
     def curves(self) -> list[charts.Chart]:
-        drawn = (charts.curve_chart(self.records, name, title) for name, title in CURVES.items())
+        shown = [name for name in CURVES if not (self.logistic and name == "dead")]
+        drawn = (charts.curve_chart(self.records, name, CURVES[name]) for name in shown)
         return [chart for chart in drawn if chart is not None]
 
     @property
@@ -295,35 +354,35 @@ class Page:
     @property
     def provenance(self) -> list[tuple[str, str]]:
         p, train = self.run.provenance, self.run.provenance.get("train") or {}
-        activation, network = self.model.activation, self.model.network
+        preprocess = self.model.preprocess
         facts = [
             ("data", p.get("data")),
-            ("rows trained on", f"{p['rows']:,}" if p.get("rows") else None),
+            ("rows trained on", _number(p.get("rows"))),
             ("data fingerprint", str(p.get("data_fingerprint") or "")[:12]),
-            ("row", " × ".join(map(str, self.model.input_shape)) + " values"),
-            ("activation", _settings(activation.config())),
-            ("network", _settings(network.config())),
+            ("a row", " × ".join(map(str, self.model.input_shape)) + " values"),
+            ("preprocess", _settings(preprocess.config()) if preprocess else "none"),
+            ("activation", _settings(self.model.activation.config())),
+            ("network", _settings(self.model.network.config())),
             ("objective", " + ".join(_settings(term) for term in p.get("objective") or [])),
-            ("steps", f"{self.steps:,}" if self.steps else None),
-            ("rows per step", f"{train['batch_size']:,}" if train.get("batch_size") else None),
-            ("seed", train.get("seed")),
+            ("steps", _number(self.steps)),
+            ("rows per step", _number(train.get("batch_size"))),
+            ("seed", _number(train.get("seed"))),
             ("engine", p.get("engine")),
             ("time", duration(self.seconds) if self.seconds is not None else None),
             ("fewfire", __version__),
         ]
-        return [(name, str(value)) for name, value in facts if value not in (None, "")]
+        return [(name, str(value)) for name, value in facts if value]
 
 
 # -------------------------------------------------------------------------------------------------- pieces
 
 
-def png(picture: npt.NDArray[np.float64]) -> str:
-    """(h, w) or (h, w, 3), 0 to 1 -> a data URI."""
+def png(picture: npt.NDArray[np.float64], max_side: int) -> str:
+    """(h, w) or (h, w, 3), 0 to 1 -> a data URI, shrunk to ``max_side`` pixels."""
     from PIL import Image
 
     image = Image.fromarray((picture * 255).round().astype(np.uint8))
-    if max(image.size) > MAX_SIDE:
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    image.thumbnail((max_side, max_side), Image.Resampling.BOX)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -337,24 +396,26 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds:.0f} s"
 
 
-def _steps(row: Tensor, low: float, high: float) -> str:
-    """A row as the points of a staircase, a step per column, in percent of the plot."""
+def _staircase(row: Tensor, low: float, high: float) -> str:
+    """A row as the points of a line with a step per column, in percent of the plot."""
     width = 100 / len(row)
-    heights = [round(_height(float(v), low, high), 2) for v in row]
+    heights = [round(_from_top(float(v), low, high), 2) for v in row]
     return " ".join(f"{i * width:.2f},{y} {(i + 1) * width:.2f},{y}" for i, y in enumerate(heights))
 
 
-def _height(value: float, low: float, high: float) -> float:
+def _from_top(value: float, low: float, high: float) -> float:
     return 96 - 92 * (value - low) / (high - low) if high > low else 50.0
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return charts.short(value) if isinstance(value, float) else ""
 
 
 def _settings(config: dict[str, Any]) -> str:
-    """``{"name": "topk", "k": 16}`` -> "topk (k 16)"; settings left at None are not worth a word."""
+    """``{"name": "topk", "k": 16}`` -> "topk (k 16)"; a chain as its steps; settings left at None are not shown."""
+    if "steps" in config:
+        return ", then ".join(_settings(step) for step in config["steps"])
     rest = ", ".join(f"{k} {_number(v) or v}" for k, v in config.items() if k != "name" and v is not None)
     return f"{config.get('name')} ({rest})" if rest else str(config.get("name"))

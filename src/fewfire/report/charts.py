@@ -7,6 +7,7 @@ Everything is in percent from the left and from the top.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fewfire import plot
 __all__ = ["Bar", "Chart", "curve_chart", "rate_chart"]
 
 MAX_POINTS = 600
+MAX_DOTS = 40
 TOP, BOTTOM = 4.0, 100.0
 """where the highest value and the axis lie"""
 
@@ -48,7 +50,7 @@ class Chart:
 def curve_chart(records: Sequence[Mapping[str, Any]], name: str, title: str) -> Chart | None:
     """A logged value over the steps, and its held-out values as dots. None when there is nothing to see."""
     steps, values = _thinned(*plot.curve(records, name))
-    val_steps, val_values = _thinned(*plot.curve(records, f"val_{name}"))
+    val_steps, val_values = _thinned(*plot.curve(records, f"val_{name}"), MAX_DOTS)
     everything = values + val_values
     if len(set(everything)) < 2:  # nothing, or a constant such as the l0 of TopK
         return None
@@ -79,9 +81,7 @@ def curve_chart(records: Sequence[Mapping[str, Any]], name: str, title: str) -> 
 def rate_chart(rates: Tensor) -> Chart:
     """(L,) firing rates -> a histogram on a logarithmic scale, the dead in a bar of their own on the left."""
     counts, edges, n_dead = plot.rate_histogram(rates)
-    slots = len(counts) + (
-        3 if n_dead else 0
-    )  # the bar of the dead takes two places and keeps one of distance
+    slots = len(counts) + (3 if n_dead else 0)  # the bar of the dead takes two places and keeps one of distance
     width, first = 100 / slots, slots - len(counts)
     tallest = max(*counts, n_dead)
     ticks = [t for t in even_ticks(0, tallest, 4) if t == int(t)]
@@ -100,13 +100,9 @@ def rate_chart(rates: Tensor) -> Chart:
     decades = range(round(edges[0]), 1)
     x_ticks = [(100 + d * (len(counts) / -edges[0]) * width, plot.rate_label(d)) for d in decades]
     if n_dead:
-        bars.insert(
-            0, Bar(0, 2 * width, n_dead * share, f"{n_dead:,} features never fired", True, f"{n_dead:,}")
-        )
+        bars.insert(0, Bar(0, 2 * width, n_dead * share, f"{n_dead:,} features never fired", True, f"{n_dead:,}"))
         x_ticks = [(width, "never"), *x_ticks]
-    return Chart(
-        "", "", bars=bars, x_ticks=x_ticks, y_ticks=[(_y(t, 0, top, False), f"{t:,.0f}") for t in ticks]
-    )
+    return Chart("", "", bars=bars, x_ticks=x_ticks, y_ticks=[(_y(t, 0, top, False), f"{t:,.0f}") for t in ticks])
 
 
 def even_ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -132,8 +128,10 @@ def short(value: float) -> str:
     if value == 0 or 1e-4 <= abs(value) < 1e6:
         digits = 3 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
         text = f"{value:,.{digits}f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        text = f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return "−" + text[1:] if text.startswith("-") else text
 
 
 def _y(value: float, low: float, high: float, logarithmic: bool) -> float:
@@ -143,9 +141,9 @@ def _y(value: float, low: float, high: float, logarithmic: bool) -> float:
     return round(BOTTOM - share * (BOTTOM - TOP), 2)
 
 
-def _thinned(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
-    """At most MAX_POINTS of them, the last always kept: more cannot be seen."""
-    every = math.ceil(len(steps) / MAX_POINTS) or 1
+def _thinned(steps: list[int], values: list[float], most: int = MAX_POINTS) -> tuple[list[int], list[float]]:
+    """At most ``most`` of them, the last always kept: more cannot be seen."""
+    every = math.ceil(len(steps) / most) or 1
     keep = range(len(steps) - 1, -1, -every)[::-1]
     return [steps[i] for i in keep], [values[i] for i in keep]
 

@@ -43,8 +43,6 @@ class Gathered:
     """What two passes over the rows found."""
 
     evaluation: Evaluation
-    mean_activation: Tensor
-    """(L,)"""
     order: Tensor
     """(L,) feature numbers, the most used first"""
     top: dict[int, list[tuple[float, int]]]
@@ -65,24 +63,21 @@ def gather(model: Autoencoder, source: Source) -> Gathered:
     """
     evaluation = Evaluation(model)
     n_latents = model.latent_shape[0]
-    activation_sum = torch.zeros(n_latents, dtype=torch.float64)
     best = torch.full((n_latents, N_TOP), -math.inf)
     where = torch.zeros((n_latents, N_TOP), dtype=torch.int64)
     for position, batch in _first_rows(model, source):
         evaluation.update(batch.x_in, batch.x)
         height = _height(model.encode(batch.x_in))
-        activation_sum += height.sum(0).double()
         here = torch.arange(position, position + len(height)).expand(n_latents, -1)
         best, chosen = torch.cat([best, height.T.float()], dim=1).topk(N_TOP, dim=1)
         where = torch.cat([where, here], dim=1).gather(1, chosen)
     if evaluation.n_rows == 0:
         raise ValueError("expected rows to report on; the data gave none")
-    mean_activation = activation_sum / evaluation.n_rows
-    order = _by_use(evaluation.density, mean_activation)
+    order = _by_use(evaluation.density, evaluation.largest)
     top = {j: _firing(best[j], where[j]) for j in order[:N_FEATURES_WITH_EXAMPLES].tolist()}
     pairs = sorted({round(i) for i in torch.linspace(0, evaluation.n_rows - 1, N_PAIRS).tolist()})
     wanted = {*pairs, *(position for rows in top.values() for _, position in rows)}
-    return Gathered(evaluation, mean_activation, order, top, pairs, _fetch(model, source, wanted))
+    return Gathered(evaluation, order, top, pairs, _fetch(model, source, wanted))
 
 
 def _first_rows(model: Autoencoder, source: Source) -> Iterator[tuple[int, Batch]]:
@@ -102,10 +97,10 @@ def _height(latents: Tensor) -> Tensor:
     return (latents.flatten(2).amax(2) if latents.ndim > 2 else latents).cpu()
 
 
-def _by_use(density: Tensor, mean_activation: Tensor) -> Tensor:
-    """Feature numbers by firing rate, then by mean activation, which still ranks logistic units that stay below 1/2."""
-    by_mean = mean_activation.argsort(descending=True, stable=True)
-    return by_mean[density[by_mean].argsort(descending=True, stable=True)]
+def _by_use(density: Tensor, largest: Tensor) -> Tensor:
+    """Feature numbers by firing rate, then by highest activation, which still ranks logistic units below 1/2."""
+    by_height = largest.argsort(descending=True, stable=True)
+    return by_height[density[by_height].argsort(descending=True, stable=True)]
 
 
 def _firing(values: Tensor, positions: Tensor) -> list[tuple[float, int]]:
@@ -125,8 +120,9 @@ def _fetch(model: Autoencoder, source: Source, wanted: set[int]) -> dict[int, Ex
             recon = model.decode(latents, like=x_in if x_in.shape == x.shape else None)
             firing = model.activation.active(latents).flatten(1).sum(1)
             for i, place in enumerate(inside):
-                parts = (part[i].flatten().double().cpu() for part in (x_in, x, recon))
-                examples[first + place] = Example(int(batch.rows[place]), *parts, n_firing=int(firing[i]))
+                row, n_firing = int(batch.rows[place]), int(firing[i])
+                shown = [part[i].flatten().double().cpu() for part in (x_in, x, recon)]
+                examples[first + place] = Example(row, shown[0], shown[1], shown[2], n_firing)
         if first + len(batch.rows) > max(wanted):
             break
     return examples

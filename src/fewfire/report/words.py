@@ -57,7 +57,7 @@ def title(run: Run, source: Source) -> str:
     return f"{features} of {count(rows, noun)} of {name}" if rows else f"{features} of {name}"
 
 
-def verdict(gathered: Gathered, result: Mapping[str, float]) -> str:
+def verdict(result: Mapping[str, float], *, logistic: bool) -> str:
     """What came out, in a plain sentence or two."""
     explained, l0, n_latents = result["explained_variance"], result["l0"], result["n_latents"]
     if explained >= 0.9:
@@ -71,6 +71,8 @@ def verdict(gathered: Gathered, result: Mapping[str, float]) -> str:
     else:
         return "The reconstructions are worse than the mean of the rows: this model has not learned them."
     sentence = f"{quality}: {percent(explained)} of the variance is explained"
+    if logistic and l0 < 0.5:
+        return f"{sentence}, with a mean activation of {short(result['mean_activation'])}."
     if l0 == 0:
         return f"{sentence}, though no feature fires on any row."
     share = l0 / n_latents
@@ -92,8 +94,16 @@ def warnings(run: Run, source: Source, gathered: Gathered, result: Mapping[str, 
 
 def _other_data(run: Run, source: Source) -> Iterator[str]:
     trained_on = run.provenance.get("data_fingerprint")
-    if trained_on and trained_on != source.fingerprint:
+    if trained_on and trained_on not in _fingerprints(run, source):
         yield "These rows are not those that the model was trained on: their fingerprints differ."
+
+
+def _fingerprints(run: Run, source: Source) -> Iterator[str]:
+    """Of the rows, and of the part of them that a run with held-out rows was trained on."""
+    yield source.fingerprint
+    train = run.provenance.get("train") or {}
+    if train.get("validation_fraction"):
+        yield source.split(train["validation_fraction"], train.get("seed", 0))[0].fingerprint
 
 
 def _penalties(run: Run, result: Mapping[str, float]) -> Iterator[str]:
@@ -112,13 +122,13 @@ def _silent(run: Run, gathered: Gathered, result: Mapping[str, float]) -> Iterat
         which = "No unit" if dead == n_latents else f"{dead:,} of {count(n_latents, 'unit')} never"
         mean = short(result["mean_activation"])
         yield (
-            f"{which} rose above one half on these {rows}, which is when a logistic unit counts as firing. Their mean "
-            f"activation is {mean}: a small sparsity target keeps units low, and they can carry information all the same."
+            f"{which} rose above one half on these {rows}, which is when a logistic unit counts as firing. The mean "
+            f"activation is {mean}: a small sparsity target keeps units low, and low units can tell rows apart too."
         )
     elif dead > 0.05 * n_latents:
         yield (
-            f"{dead:,} of {count(n_latents, 'feature')} ({percent(dead / n_latents)}) never fired on these {rows}. Some "
-            "may be rare; the rest are unused: train longer, revive them with auxk, or ask for fewer latents."
+            f"{dead:,} of {count(n_latents, 'feature')} ({percent(dead / n_latents)}) never fired on these {rows}. "
+            "Some may be rare; the rest are unused: train longer, revive them with auxk, or ask for fewer latents."
         )
 
 

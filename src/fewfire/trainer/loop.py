@@ -17,7 +17,7 @@ from torch import Tensor
 from fewfire import metrics, rng
 from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
-from fewfire.contracts import Batch, Job, Source, StepReport, TrainState
+from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
 from fewfire.engines import choose
 from fewfire.engines.autograd import labelled, objective
@@ -63,7 +63,8 @@ class Trainer:
     Parameters
     ----------
     model
-        Trained in place; its preprocessors are fitted first if they are not.
+        Trained in place; its preprocessors are fitted first if they are not, and it takes the source's layout if it
+        has none.
     source
         Rows in data space.
     terms
@@ -102,6 +103,8 @@ class Trainer:
             source, validation = source.split(config.validation_fraction, config.seed)
         self.config = config.resolve(source.n_rows)
         _check_shapes(model, source)
+        if model.layout == Layout():
+            model.layout = source.layout
         self.model = model.to(self.config.resolved_device(), getattr(torch, self.config.dtype))
         self.source = source
         self.validation = validation
