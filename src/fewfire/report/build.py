@@ -259,7 +259,9 @@ class Page:
         limits = (target.amin(1), target.amax(1))  # one scale for both, so that they compare
         above, below = (plot.tiles(rows, self.model.layout, limits=limits) for rows in (target, recon))
         for e, original, rebuilt in zip(examples, above, below, strict=True):
-            yield {"example": e, "missed": self._missed(e), "original": original, "rebuilt": rebuilt}
+            mean = self.gathered.evaluation.target.mean.flatten()
+            missed = _missed(e.target - mean, e.recon - mean)
+            yield {"example": e, "missed": missed, "original": original, "rebuilt": rebuilt}
 
     def _line_pairs(self, examples: list[Example]) -> Iterator[dict[str, Any]]:
         for e in examples:
@@ -268,7 +270,7 @@ class Page:
             worst = int((target - recon).abs().argmax())
             yield {
                 "example": e,
-                "missed": self._missed(e),
+                "missed": _missed(target, recon),
                 "original": _staircase(target, low, high),
                 "rebuilt": _staircase(recon, low, high),
                 "zero": round(_from_top(0.0, low, high), 2),
@@ -276,11 +278,6 @@ class Page:
                 "worst_was": float(e.target[worst]),
                 "worst_is": float(e.recon[worst]),
             }
-
-    def _missed(self, e: Example) -> float:
-        """Squared error of a row as a share of its squared distance from the mean row."""
-        spread = float((e.target - self.gathered.evaluation.target.mean.flatten()).square().sum())
-        return float((e.target - e.recon).square().sum()) / spread if spread > 0 else 0.0
 
     def _standard(self, row: Tensor) -> Tensor:
         """A target row in standard deviations from the mean of the rows read; constant columns at 0."""
@@ -396,6 +393,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds:.0f} s"
 
 
+def _missed(target: Tensor, recon: Tensor) -> float:
+    """Squared error of a row as a share of its squared distance from the mean row, which both are given relative to."""
+    spread = float(target.square().sum())
+    return float((target - recon).square().sum()) / spread if spread > 0 else 0.0
+
+
 def _staircase(row: Tensor, low: float, high: float) -> str:
     """A row as the points of a line with a step per column, in percent of the plot."""
     width = 100 / len(row)
@@ -414,8 +417,9 @@ def _number(value: Any) -> str:
 
 
 def _settings(config: dict[str, Any]) -> str:
-    """``{"name": "topk", "k": 16}`` -> "topk (k 16)"; a chain as its steps; settings left at None are not shown."""
+    """``{"name": "topk", "k": 16}`` -> "topk (k 16)"; a chain as its steps; what is off is not shown."""
     if "steps" in config:
         return ", then ".join(_settings(step) for step in config["steps"])
-    rest = ", ".join(f"{k} {_number(v) or v}" for k, v in config.items() if k != "name" and v is not None)
+    given = {k: v for k, v in config.items() if k != "name" and v is not None and v is not False}
+    rest = ", ".join(k if v is True else f"{k} {_number(v) or v}" for k, v in given.items())
     return f"{config.get('name')} ({rest})" if rest else str(config.get("name"))

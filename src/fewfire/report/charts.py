@@ -7,7 +7,6 @@ Everything is in percent from the left and from the top.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,12 +87,7 @@ def rate_chart(rates: Tensor) -> Chart:
     top = max(tallest, ticks[-1])
     share = (100 - TOP) / top
     bars = [
-        Bar(
-            (first + i) * width,
-            width,
-            count * share,
-            f"{count:,} features fire on {_percent(edges[i])} to {_percent(edges[i + 1])} of the rows",
-        )
+        Bar((first + i) * width, width, count * share, _bar_title(count, edges[i], edges[i + 1]))
         for i, count in enumerate(counts)
         if count
     ]
@@ -148,5 +142,6 @@ def _thinned(steps: list[int], values: list[float], most: int = MAX_POINTS) -> t
     return [steps[i] for i in keep], [values[i] for i in keep]
 
 
-def _percent(exponent: float) -> str:
-    return f"{100 * 10**exponent:.2g}%"
+def _bar_title(count: int, low: float, high: float) -> str:
+    fire = "feature fires" if count == 1 else "features fire"
+    return f"{count:,} {fire} on {100 * 10**low:.2g}% to {100 * 10**high:.2g}% of the rows"

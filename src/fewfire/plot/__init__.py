@@ -1,0 +1,47 @@
+"""Pictures for notebooks: matplotlib Axes, drawn where you say.
+
+Every function takes ``ax`` and returns the Axes it drew on. With ``ax=None`` it makes a figure of its own through
+pyplot, so that a notebook shows it; with an ``ax`` it leaves pyplot alone. Nothing is shown, saved or configured.
+
+    ff.plot.filters(model)                     what each feature of images looks like
+    ff.plot.top_columns(model, 7)              which columns of a table a feature is about
+    ff.plot.history("run/")                    loss and unexplained variance while training
+    ff.plot.density(evaluation)                how often features fire
+    ff.plot.reconstructions(model, x)          rows and what the model makes of them
+
+The numbers behind the pictures are functions as well (``feature_vectors``, ``tiles``, ``strongest_columns``,
+``curve``, ``rate_histogram``): the HTML report draws the same ones.
+"""
+
+from fewfire.plot.curves import curve, density, history, rate_histogram, rate_label, spans_decades
+from fewfire.plot.drawing import STYLE
+from fewfire.plot.features import (
+    Weights,
+    column_name,
+    feature_vectors,
+    filter_tiles,
+    filters,
+    strongest_columns,
+    tiles,
+    top_columns,
+)
+from fewfire.plot.rows import reconstructions
+
+__all__ = [
+    "STYLE",
+    "Weights",
+    "column_name",
+    "curve",
+    "density",
+    "feature_vectors",
+    "filter_tiles",
+    "filters",
+    "history",
+    "rate_histogram",
+    "rate_label",
+    "reconstructions",
+    "spans_decades",
+    "strongest_columns",
+    "tiles",
+    "top_columns",
+]
