@@ -26,10 +26,10 @@ from typing import Any
 
 import mpmath
 import torch
-from measure import print_table, print_title
 from torch import Tensor
 
 import fewfire as ff
+from measure import print_table, print_title
 
 GOAL_GRADIENT, GOAL_KL = 1e-7, 1e-12
 B, D, L = 24, 10, 12
@@ -176,8 +176,7 @@ def kl_reference(logits: Tensor, rho: float) -> mpmath.mpf:
     with mpmath.workdps(5000 if float(logits.abs().max()) > 1000 else 700):
         means = [1 / (1 + mpmath.exp(-mpmath.mpf(float(z)))) for z in logits]
         mean, target = mpmath.fsum(means) / len(means), mpmath.mpf(rho)
-        kl = target * mpmath.log(target / mean) + (1 - target) * mpmath.log((1 - target) / (1 - mean))
-    return kl
+        return target * mpmath.log(target / mean) + (1 - target) * mpmath.log((1 - target) / (1 - mean))
 
 
 def verdict(met: bool) -> str:

@@ -2,10 +2,10 @@
 
     python benchmarks/import_time.py [--rounds 5]
 
-**Import.** Wall seconds in fresh interpreters: ``import torch``, and ``import torch`` followed by ``import fewfire`` and
-by touching every public name, which loads every public module. The two take turns, so that a busy spell falls on
-both; one unmeasured round warms the disk cache. The number that counts is the median of what comes after torch inside
-one process, which torch's own scatter of several tenths of a second does not enter.
+**Import.** Wall seconds in fresh interpreters: ``import torch``; ``import torch``, then ``import fewfire`` and
+touching every public name, which loads every public module. The two take turns, so that a busy spell falls on
+both; one unmeasured round warms the disk cache. The number that counts is the median of what comes after torch
+inside one process: torch's own scatter of several tenths of a second stays out of it.
 
 **Help.** ``fewfire --help`` as a user calls it, and the modules it loaded.
 
@@ -16,12 +16,12 @@ allows that.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from measure import print_table, print_title
 
@@ -105,7 +105,7 @@ def import_seconds(rounds: int) -> tuple[list[float], list[float], list[float], 
 
 def help_call(rounds: int) -> tuple[list[float], list[str]]:
     """Wall seconds of whole calls of ``fewfire --help``, and the heavy modules that it loads."""
-    script = shutil.which("fewfire", path=os.path.dirname(sys.executable))
+    script = shutil.which("fewfire", path=Path(sys.executable).parent)
     command = [script, "--help"] if script else [sys.executable, "-c", "from fewfire.cli import main; main()", "--help"]
     spent = []
     for _ in range(rounds + 1):

@@ -82,9 +82,7 @@ def probe(train: Labelled, test: Labelled, strength: float = 1.0) -> float:
     scale = StandardScaler().fit(train.x)
     classifier = LogisticRegression(C=strength, max_iter=300)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # raw pixels need more than 300; part of the protocol
+        warnings.simplefilter("ignore", ConvergenceWarning)  # raw pixels need more than 300; part of the protocol
         classifier.fit(scale.transform(train.x), train.y)
     return float(classifier.score(scale.transform(test.x), test.y))
 
@@ -108,9 +106,7 @@ def print_title(title: str) -> None:
     import torch
 
     print(f"\n{title}")
-    print(
-        f"torch {torch.__version__}, scikit-learn {sklearn.__version__}, {torch.get_num_threads()} thread\n"
-    )
+    print(f"torch {torch.__version__}, scikit-learn {sklearn.__version__}, {torch.get_num_threads()} thread\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -67,10 +67,18 @@ def _write_csr(latents: Iterator[Tensor], path: Path) -> tuple[int, ...]:
 
 
 def _write_npy(rows: Iterator[Tensor], path: Path) -> tuple[int, ...]:
-    array: npt.NDArray[Any] = np.concatenate([r.numpy() for r in rows])
+    array: npt.NDArray[Any] = next(rows).numpy()
+    shape = array.shape
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
     with atomic_writer(path) as file:
-        np.save(file, array, allow_pickle=False)
-    return tuple(array.shape)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+        file.write(array.tobytes())
+        for r in rows:
+            file.write(r.numpy().tobytes())
+            shape = (shape[0] + len(r), *shape[1:])
+        file.seek(0)  # numpy leaves room in the header for the number of rows to grow
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+    return shape
 
 
 def _write_sparse_parquet(latents: Iterator[Tensor], path: Path) -> tuple[int, ...]:
@@ -101,8 +109,9 @@ def _write_columns(rows: Iterator[Tensor], path: Path, columns: tuple[str, ...])
         for r in rows:
             flat = r.flatten(1).numpy()
             shape = ((shape[0] if shape else 0) + len(r), *r.shape[1:])
-            names = columns or tuple(f"x{i}" for i in range(flat.shape[1]))
-            yield pa.table({name: flat[:, i] for i, name in enumerate(names)})
+            # A target of another width than the input has no names; and names may repeat.
+            names = columns if len(columns) == flat.shape[1] else [f"x{i}" for i in range(flat.shape[1])]
+            yield pa.table([pa.array(column) for column in flat.T], names=list(names))
 
     _write_tables(tables(), path)
     return shape

@@ -11,7 +11,10 @@ A run folder::
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,17 +102,54 @@ def load_config(file: str | Path | None = None, settings: Sequence[str] = (), **
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise ValueError(f"expected --set key=value, such as train.steps=500; got {setting!r}")
-        section = raw
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            below = section.get(parent)
-            # "model.activation.k=8" also reaches into an activation given by its name alone
-            section[parent] = {"name": below} if isinstance(below, str) else dict(below or {})
-            section = section[parent]
-        section[leaf] = yaml.safe_load(text)
-    if data:
-        raw["data"] = {**(raw.get("data") or {}), **data}
+        try:
+            value = _parse_yaml(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
+        raw = _with(raw, key.split("."), value, RunConfig().model_dump(), f"--set {setting}")
+    for name, value in data.items():
+        raw = _with(raw, ["data", name], value, RunConfig().model_dump(), f"data.{name}={value}")
     return RunConfig.model_validate(raw)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everywhere else; YAML 1.1 wants 1.0e-3 and reads the other as text."""
+
+
+_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def _parse_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _with(section: Any, keys: Sequence[str], value: Any, default: Any, setting: str) -> Any:
+    """A copy of ``section`` in which the setting at ``keys`` has the value.
+
+    ``model.activation.k`` also reaches into an activation given by its name alone, or by default;
+    ``objective.1.weight`` into a list.
+    """
+    if not keys:
+        return value
+    key, *rest = keys
+    if isinstance(section, list):
+        if not key.isdecimal() or int(key) >= len(section):
+            raise ValueError(f"{setting}: expected a number below {len(section)} where it says {key!r}")
+        changed = _with(section[int(key)], rest, value, None, setting)
+        return [changed if i == int(key) else item for i, item in enumerate(section)]
+    if section is None:
+        section = default if isinstance(default, str) else {}
+    if isinstance(section, str) and not isinstance(default, dict):
+        section = {"name": section}
+    if not isinstance(section, dict):
+        raise ValueError(f"{setting}: there is no {key!r} in {section!r}")
+    below = default.get(key) if isinstance(default, dict) else None
+    return {**section, key: _with(section.get(key), rest, value, below, setting)}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -118,7 +158,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"expected a config of at most 1 MiB; {path} has {path.stat().st_size:,} bytes")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if raw is not None and not isinstance(raw, dict):
@@ -194,18 +234,19 @@ class Run:
         return read_metrics(log) if log.exists() else []
 
     def source(self, data: Any = None) -> Source:
-        """The data given, or those that the run was trained on.
+        """The data given, or those that the run was trained on; named again, they are opened as they were then.
 
         Raises
         ------
         ValueError
             Nothing was given, and the run does not know its data.
         """
-        if data is not None:
-            return open_source(data)
-        if self.config is None or self.config.data.path is None:
+        own = None if self.config is None else self.config.data
+        if own is not None and own.path is not None and (data is None or (isinstance(data, str) and data == own.path)):
+            return _open(own)
+        if data is None:
             raise ValueError(f"{self.path} does not say what it was trained on; name the data")
-        return _open(self.config.data)
+        return open_source(data)
 
 
 def open_run(path: str | Path) -> Run:
@@ -246,10 +287,23 @@ def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress:
         raise FileExistsError(f"{out} is not empty; choose another folder, or --resume to go on with the run in it")
     source = _open(config.data)
     trainer = make_trainer(config, source, folder=out, progress=progress)
+    text = yaml.safe_dump(resolved(config, trainer).model_dump(mode="json"), sort_keys=False)
+    made = not out.exists()
+    first = made or not any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
-    full = resolved(config, trainer)
-    atomic_write(out / "config.yaml", yaml.safe_dump(full.model_dump(mode="json"), sort_keys=False))
-    trainer.fit(resume=resume)
+    if not (out / "checkpoints").is_dir():
+        atomic_write(out / "config.yaml", text)
+    try:
+        trainer.fit(resume=resume)
+    except BaseException:
+        if first and not (out / "checkpoints").is_dir():  # nothing to go on from, and in the way of the next try
+            for name in ("config.yaml", "metrics.jsonl"):
+                (out / name).unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):
+                    out.rmdir()
+        raise
+    atomic_write(out / "config.yaml", text)  # after a resume that was refused, the old one still holds
     files.save(trainer.model, out / "model", provenance=provenance(trainer, config.data.path))
     return open_run(out)
 
@@ -264,7 +318,7 @@ def provenance(trainer: Trainer, data: str) -> dict[str, Any]:
         "train": trainer.config.model_dump(mode="json"),
         "engine": trainer.engine_reason,
         "steps": trainer.state.step,
-        "summary": trainer.summary,
+        "summary": {k: v if math.isfinite(v) else None for k, v in trainer.summary.items()},
     }
 
 

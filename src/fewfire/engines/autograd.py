@@ -39,6 +39,8 @@ class AutogradEngine:
     def refuses(cls, job: Job) -> str | None:
         if job.optimizer.name == "lbfgs" and job.model.decoder.constrained:
             return "L-BFGS cannot keep decoder rows at unit norm; set network.unit_norm to false"
+        if job.optimizer.name == "lbfgs" and job.optimizer.clip_norm is not None:
+            return "L-BFGS needs the gradient as it is; leave clip_norm out"
         return None
 
     def step(self, batch: Batch, state: TrainState) -> StepReport:
@@ -83,9 +85,16 @@ class AutogradEngine:
         return StepReport(scalars, as_latent_mask(active))
 
     def _uncommitted(self, batch: Batch, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:
-        """Name the rows that are not finite; when each row is but their sum is not, all of them."""
-        finite = _rows_finite(batch.x_in) & _rows_finite(batch.x) & _rows_finite(out.recon.detach())
-        bad = batch.rows if bool(finite.all()) else batch.rows[~finite.to(batch.rows.device)]
+        """Name the rows that are not finite; when each row is but their sum is not, all of them.
+
+        Data first: one bad row can reach the others through an activation or a corruption that looks at the batch.
+        """
+        bad = batch.rows
+        for tensor in (batch.x, batch.x_in, out.recon.detach()):
+            finite = _rows_finite(tensor)
+            if not finite.all():
+                bad = batch.rows[~finite.to(batch.rows.device)]
+                break
         fired = torch.zeros(out.latents.shape[1], dtype=torch.bool, device=out.latents.device)
         return StepReport(scalars, fired, bad)
 
@@ -107,6 +116,8 @@ def labelled(terms: tuple[Any, ...]) -> dict[str, Any]:
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     """Euclidean norm of all of them together."""
+    if not tensors:  # nothing in the objective depends on a parameter at this step
+        return torch.zeros(())
     norms: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
     return norms
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -83,8 +84,8 @@ class LBFGS:
             self.moves.clear()
             self.bends.clear()
             direction, slope = -g0, -float(g0 @ g0)
-        if slope == 0:
-            return  # at a stationary point
+        if slope == 0 or lr == 0:
+            return  # at a stationary point, or told to stay
         first = lr if self.moves else min(lr, 1 / float(g0.abs().sum()))
 
         def along(t: float) -> tuple[float, float, Tensor]:
@@ -95,8 +96,10 @@ class LBFGS:
 
         noise = 8 * torch.finfo(loss.dtype).eps * abs(float(loss))
         t, gradient = strong_wolfe(along, first, float(loss), slope, g0, noise=noise)
-        x1 = x0 + t * direction
-        self._set(x1)
+        self._set(x0 + t * direction)
+        if t == 0:  # the model of the curvature led nowhere: the next step is steepest descent
+            self.moves.clear()
+            self.bends.clear()
         move, bend = self._flat_parameters() - x0, gradient - g0
         if float(move @ bend) > 1e-10 * float(bend @ bend):
             self.moves.append(move)
@@ -140,8 +143,10 @@ class LBFGS:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         self.moves.clear()
         self.bends.clear()
-        self.moves.extend(tensors.get("lbfgs.moves", torch.empty(0)))
-        self.bends.extend(tensors.get("lbfgs.bends", torch.empty(0)))
+        device = next(iter(self.parameters.values())).device
+        # Copies, each with memory of its own: a product of vectors may round by how they lie in memory.
+        self.moves.extend(s.to(device, copy=True) for s in tensors.get("lbfgs.moves", torch.empty(0)))
+        self.bends.extend(y.to(device, copy=True) for y in tensors.get("lbfgs.bends", torch.empty(0)))
 
 
 def strong_wolfe(
@@ -169,7 +174,7 @@ def strong_wolfe(
         value, slope, gradient = along(t)
         here = (t, value, slope, gradient)
         fell_enough = value <= value0 + c1 * t * slope0 or (value <= value0 + noise and slope <= -0.8 * slope0)
-        if not fell_enough or value > low[1] + noise:  # NaN has not fallen
+        if not fell_enough or value > low[1] + noise or not math.isfinite(slope):  # NaN has not fallen
             high = here
         elif abs(slope) <= -c2 * slope0:
             return t, gradient

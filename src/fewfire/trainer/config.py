@@ -16,7 +16,7 @@ __all__ = ["TrainConfig"]
 class TrainConfig(BaseModel):
     """Settings of a Trainer. Unknown ones are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(None, ge=1, description="optimiser steps; this or epochs, not both")
     epochs: int | None = Field(None, ge=1, description="passes over the data. Neither: passes for about 3,000 steps")
@@ -51,6 +51,7 @@ class TrainConfig(BaseModel):
     )
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="what to do with a step that is not finite")
     device: str = Field("auto", description="auto: the GPU if there is one")
+    threads: int | None = Field(None, ge=1, description="None: one for small steps, else as many as torch has")
     dtype: Literal["float32", "float64"] = Field("float32", description="of the parameters while training")
     engine: str = Field("auto", description="auto: the fastest that takes the job; autograd: the plain one")
     schedules: dict[str, list[tuple[float, float]]] = Field(
@@ -65,6 +66,11 @@ class TrainConfig(BaseModel):
             raise ValueError("expected steps or epochs, got both; leave one out")
         if self.patience is not None and self.validation_fraction == 0:
             raise ValueError("patience needs held-out rows; set validation_fraction, for example to 0.1")
+        if self.lr_schedule == "linear" and self.optimizer == "adam" and self.lr_warmup + self.lr_decay > 1:
+            raise ValueError(
+                f"the rate would rise and fall at once: expected lr_warmup + lr_decay of at most 1, got "
+                f"{self.lr_warmup:g} + {self.lr_decay:g}"
+            )
         for target, points in self.schedules.items():
             where = [fraction for fraction, _ in points]
             if not points or where != sorted(where) or where[0] < 0 or where[-1] > 1:
@@ -132,9 +138,15 @@ class TrainConfig(BaseModel):
         return self.learning_rate
 
     def resolved_device(self) -> torch.device:
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"unknown device {self.device!r}; expected auto, cpu, cuda or cuda:1") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {self.device!r}: torch sees no GPU here; set device to auto or cpu")
+        return device
 
     def optimizer_settings(self) -> Optimizer:
         return Optimizer(self.optimizer, self.betas, self.eps, self.clip_norm)

@@ -19,6 +19,7 @@ from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
+from fewfire.disk import ModelFileError
 from fewfire.engines import choose
 from fewfire.engines.autograd import labelled, objective
 from fewfire.evaluate import evaluate
@@ -29,6 +30,7 @@ from fewfire.trainer import checkpoint
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.progress import make_progress
 from fewfire.trainer.schedules import Schedules
+from fewfire.trainer.threads import threads, worthwhile_threads
 
 __all__ = ["SparsityWarning", "Trainer", "TrainingError"]
 
@@ -103,12 +105,18 @@ class Trainer:
             source, validation = source.split(config.validation_fraction, config.seed)
         self.config = config.resolve(source.n_rows)
         _check_shapes(model, source)
+        if validation is not None:
+            _check_shapes(model, validation)
+            if validation.n_rows is None:
+                raise ValueError("validation would never end: expected a source with a last row, got an endless one")
         if model.layout == Layout():
             model.layout = source.layout
         self.model = model.to(self.config.resolved_device(), getattr(torch, self.config.dtype))
         self.source = source
         self.validation = validation
         self.terms = labelled(tuple(terms if terms is not None else [MSE(), *model.activation.default_terms()]))
+        if not self.terms:
+            raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
         for term in self.terms.values():
             _check_needs(term, model)
         self.corruption = corruption
@@ -150,14 +158,32 @@ class Trainer:
         Raises
         ------
         TrainingError
-            A step was not finite and ``config.on_nonfinite`` is "stop"; the message names the rows.
+            A step was not finite and ``config.on_nonfinite`` is "stop"; the message names the rows. Or it is
+            "skip", and every step was.
         ValueError
             Resumed with other settings or other data; the message names the difference.
+        FileExistsError
+            Not resumed, and ``folder`` holds the checkpoints of another run.
         """
+        width = math.prod(self.model.input_shape)
+        with threads(self.config.threads or worthwhile_threads(self.batch_size, width, self.model.n_latents)):
+            self._start(resume)
+            self._train()
+            self._finish()
+        return self._log.history
+
+    def _start(self, resume: bool) -> None:
+        """Be where the newest checkpoint was, or at the beginning with preprocessors fitted."""
         resumed = resume and self._resume()
         if not resumed:
+            if self.folder is not None and checkpoint.latest(self.folder / "checkpoints"):
+                raise FileExistsError(
+                    f"{self.folder} holds the checkpoints of a run; resume it, or choose another folder"
+                )
             self._fit_preprocess()
         self._open_log(resumed)
+
+    def _train(self) -> None:
         started, samples_before = time.perf_counter() - self._seconds, self.state.samples
         session = time.perf_counter()
         self.progress.start(self.total_steps, self.state.step)
@@ -169,42 +195,50 @@ class Trainer:
                 self._seconds = time.perf_counter() - started
                 speed = (self.state.samples - samples_before) / max(time.perf_counter() - session, 1e-9)
                 self._after_step(batch, report, speed)
-                if self.config.patience and self._best.misses >= self.config.patience:
-                    break
         finally:
             self.progress.stop()
-        self._finish()
-        return self._log.history
+        if self.skipped == self.state.step:
+            raise TrainingError(f"none of {self.skipped} steps was finite, nothing was learned; check the data for NaN")
 
     def _batches(self) -> Iterator[Batch]:
         """Batches in model space from where the state stands to the end of training."""
         if self.full_batch and self.corruption is None:
             whole = self._prepare(next(iter(self.source.batches(self.batch_size, shuffle=False))))
-            while self.state.step < self.total_steps:
+            while not self._over():
                 yield whole
             return
-        while self.state.step < self.total_steps:
+        while not self._over():
+            before = self.state.step
             epoch, start = divmod(self.state.step, self.steps_per_epoch or self.total_steps)
             for batch in self.source.batches(self.batch_size, seed=self.config.seed, epoch=epoch, start=start):
-                yield self._prepare(batch)
-                if self.state.step >= self.total_steps:
+                yield self._prepare(batch, "corruption", self.state.step)
+                if self._over():
                     return
+            if self.state.step == before:
+                raise TrainingError(f"the source gave no batch {start} of epoch {epoch}; training cannot go on")
 
-    def _prepare(self, batch: Batch) -> Batch:
-        """Data space to model space: device and dtype, preprocess, then corruption of the input alone."""
+    def _over(self) -> bool:
+        """Whether training has come to its end, or, with patience, to nothing better for too long."""
+        tired = self.config.patience is not None and self._best.misses >= self.config.patience
+        return tired or self.state.step >= self.total_steps
+
+    def _prepare(self, batch: Batch, *noise: int | str) -> Batch:
+        """Data space to model space: device and dtype, preprocess, then corruption of the input alone.
+
+        ``noise``: what the corruption is drawn from, besides the seed.
+        """
         model, dtype = self.model, self.model.dtype
         paired = batch.x is not batch.x_in
         x_in = model.to_model_space(batch.x_in.to(model.device)).to(dtype)
         x = model.target_to_model_space(batch.x.to(model.device)).to(dtype) if paired else x_in
         if self.corruption is not None:
-            noise = rng.generator(self.state.seed, "corruption", self.state.step, device=model.device)
-            x_in = self.corruption(x_in, noise)
+            x_in = self.corruption(x_in, rng.generator(self.state.seed, *noise, device=model.device))
         return Batch(x_in, x, batch.rows)
 
     def _step(self, batch: Batch) -> StepReport:
         state = self.state
         state.lr = self.config.learning_rate_at(state.step)
-        self.schedules.apply(state.step / self.total_steps)
+        self._apply_schedules(state.step)
         report = self.engine.step(batch, state)
         if report.bad_rows is None:
             state.since_fired += len(batch.rows)
@@ -216,6 +250,10 @@ class Trainer:
             self.skipped += 1
         state.step += 1
         return report
+
+    def _apply_schedules(self, step: int) -> None:
+        """The first step has the values at 0, the last one those at 1."""
+        self.schedules.apply(step / max(1, self.total_steps - 1))
 
     def _after_step(self, batch: Batch, report: StepReport, speed: float) -> None:
         if report.bad_rows is None and self._due(self.config.log_every):
@@ -246,11 +284,11 @@ class Trainer:
         self.model.to(self.model.device)
 
     def _validate(self, source: Source) -> None:
-        """Objective and FVU on held-out rows, in model space, as at inference."""
+        """Objective and FVU on held-out rows, in model space, as at inference; with the same noise each time."""
         total, error, moments = 0.0, 0.0, metrics.Moments()
         with torch.no_grad():
-            for raw in source.batches(4096, shuffle=False):
-                batch = self._prepare(raw)
+            for i, raw in enumerate(source.batches(4096, shuffle=False)):
+                batch = self._prepare(raw, "validation", i)
                 out = self.model(batch.x_in, batch.x)
                 total += float(objective(self.model, self.terms, out, None)[0]) * len(out.x)
                 error += float((out.recon.double() - out.x.double()).square().sum())
@@ -270,7 +308,9 @@ class Trainer:
         if self._best.weights:
             self.model.load_state_dict(self._best.weights)
         self.summary = evaluate(self.model, self.validation or self.source, max_rows=SUMMARY_ROWS)
-        self._log.log(self.state.step, {"seconds": round(self._seconds, 3), "summary": self.summary})
+        if not (self._log.history and "summary" in self._log.history[-1]):  # a finished run was resumed
+            last = {"seconds": round(self._seconds, 3), "skipped": self.skipped, "summary": self.summary}
+            self._log.log(self.state.step, last)
         self._log.finish()
         if self.speaks:
             sys.stderr.write(self.describe() + "\n")
@@ -369,7 +409,10 @@ class Trainer:
         newest = checkpoint.latest(self.folder / "checkpoints") if self.folder else None
         if newest is None:
             return False
-        groups, metadata = checkpoint.load(newest)
+        try:
+            groups, metadata = checkpoint.load(newest)
+        except ModelFileError as error:
+            raise ModelFileError(f"{error}; without this file --resume goes on from the one before") from None
         differences = list(_differences(metadata["run"], self._identity()))
         if differences:
             raise ValueError(
@@ -383,6 +426,8 @@ class Trainer:
         best = metadata["best_loss"]
         self._best = _Best(math.inf if best is None else best, metadata["misses"], groups.get("best", {}))
         self._seconds, self.skipped = metadata["seconds"], metadata["skipped"]
+        if self.state.step:  # the run may be over: leave the values of its last step
+            self._apply_schedules(self.state.step - 1)
         return True
 
 
@@ -437,5 +482,8 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted(set(before) | set(now)):
             yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{path}.{i}")
     elif before != now:
-        yield f"{path} was {before!r} and is {now!r}"
+        yield f"{path} was {before!r:.50} and is {now!r:.50}"

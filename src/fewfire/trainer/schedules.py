@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -32,21 +33,26 @@ class Schedules:
         self, points: Mapping[str, Sequence[tuple[float, float]]], terms: Mapping[str, Any], model: Any
     ) -> None:
         owners = {**terms, "activation": model.activation}
-        self._targets: list[tuple[Any, str, Sequence[tuple[float, float]]]] = []
+        self._targets: list[tuple[Any, str, Sequence[tuple[float, float]], bool]] = []
         for target, line in points.items():
             owner, _, attribute = target.rpartition(".")
             value = getattr(owners.get(owner), attribute, None)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 numbers = [f"{o}.{a}" for o, obj in owners.items() for a in sorted(obj.config()) if _number(obj, a)]
                 raise ValueError(f"nothing called {target!r} to schedule; there is: {', '.join(numbers) or 'nothing'}")
-            self._targets.append((owners[owner], attribute, line))
+            self._targets.append((owners[owner], attribute, line, _whole(owners[owner], attribute)))
 
     def apply(self, done: float) -> None:
         """``done``: the fraction of training completed. Whole numbers stay whole."""
-        for owner, attribute, points in self._targets:
+        for owner, attribute, points, whole in self._targets:
             value = piecewise_linear(points, done)
-            whole = isinstance(getattr(owner, attribute), int)
             setattr(owner, attribute, round(value) if whole else value)
+
+
+def _whole(owner: Any, attribute: str) -> bool:
+    """Whether a setting counts something, like k. A weight does not, though ``weight: 3`` was written as an int."""
+    parameter = inspect.signature(type(owner)).parameters.get(attribute)
+    return isinstance(getattr(owner, attribute), int) and "float" not in str(parameter and parameter.annotation)
 
 
 def _number(owner: Any, attribute: str) -> bool:

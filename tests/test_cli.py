@@ -1,0 +1,396 @@
+"""The command line as a person uses it: every verb, and every mistake answered in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+
+import fewfire as ff
+from fewfire import cli
+
+FAST = ["--set", "train.steps=20", "--set", "train.batch_size=32"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """``call("info", path)`` -> (exit code, standard output, standard error), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back afterwards
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fewfire", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit, warnings.catch_warnings():
+            warnings.simplefilter("default")
+            cli.main()
+        out, err = capsys.readouterr()
+        return exit.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def fails(call):
+    """The line in which a call fails, checked to be one line, short, and to say no Python."""
+
+    def run(code, *arguments):
+        got, out, err = call(*arguments)
+        assert got == code, err
+        assert out == ""
+        assert err.endswith("\n")
+        assert err.count("\n") == 1, err
+        assert err.startswith("fewfire: ")
+        assert len(err) < 400
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+@pytest.fixture
+def data(rows, tmp_path):
+    np.save(tmp_path / "rows.npy", rows)
+    np.save(tmp_path / "narrow.npy", rows[:, :5])
+    return "rows.npy"
+
+
+@pytest.fixture
+def run(call, data):
+    code, _, err = call("train", data, "--out", "run", *FAST, "--set", "model.activation.k=3")
+    assert code == 0, err
+    return "run"
+
+
+# ------------------------------------------------------------------------------------------- the verbs
+
+
+def test_version_help_and_nothing(call):
+    assert call("--version") == (0, f"{ff.__version__}\n", "")
+    code, out, err = call("--help")
+    assert (code, err) == (0, "")
+    for verb in ("train", "evaluate", "encode", "reconstruct", "info", "report", "demo", "config"):
+        assert verb in out
+    assert call() == call("--debug") == (0, out, "")
+    assert call("train", "--help")[0] == 0
+
+
+def test_config_prints_the_schema(call):
+    code, out, _ = call("config")
+    assert code == 0
+    assert set(json.loads(out)["properties"]) == {"data", "model", "objective", "corruption", "train"}
+
+
+def test_train_says_what_came_out_and_what_is_next(call, data, tmp_path):
+    code, out, err = call("train", data, "--out", "new/run", *FAST)
+    assert (code, out) == (0, "")
+    first, second = err.splitlines()
+    assert first.startswith("20 steps in ")
+    assert "of variance explained" in first
+    assert second == "new/run holds the model. Next: fewfire report new/run"
+    assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+    ]
+
+
+def test_a_penalty_that_did_nothing_is_said_in_a_line(call, data):
+    code, _, err = call(
+        "train", data, "--out", "run", *FAST, "--set", "model.activation=sigmoid", "--set", "objective=[mse, kl]"
+    )
+    assert code == 0
+    assert [line for line in err.splitlines() if line.startswith("warning: the KL penalty did not reach its target")]
+
+
+def test_resume_needs_nothing_but_the_name(call, data, run, tmp_path):
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    config = (tmp_path / "run" / "config.yaml").read_bytes()
+    code, _, err = call("train", data, "--out", run, "--resume")
+    assert code == 0, err
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+
+
+def test_resume_goes_on_where_a_killed_run_stood(call, data, run, tmp_path, monkeypatch):
+    """The saved settings are read again: without them this would be another run of 3000 steps."""
+    steps = []
+    inner = ff.Trainer._step
+
+    def step(trainer, batch):
+        if not steps and trainer.state.step == 15:
+            steps.append("killed")
+            raise OSError("pulled the plug")
+        if steps:
+            steps.append(trainer.state.step)
+        return inner(trainer, batch)
+
+    monkeypatch.setattr(ff.Trainer, "_step", step)
+    settings = [*FAST, "--set", "model.activation.k=3", "--set", "train.checkpoint_every=4"]
+    assert call("train", data, "--out", "parts", *settings)[0] == 1
+    code, _, err = call("train", data, "--out", "parts", "--resume")
+    assert code == 0, err
+    assert steps[1:] == list(range(12, 20))
+    parts, whole = (ff.load(tmp_path / r) for r in ("parts", run))
+    assert all((parts.state_dict()[n] == t).all() for n, t in whole.state_dict().items())
+
+
+def test_resume_without_a_run_starts_one(call, data, tmp_path):
+    assert call("train", data, "--out", "run", "--resume", *FAST)[0] == 0
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_config_file(call, data, tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {n_latents: 30, activation: relu}\ntrain: {steps: 9, learning_rate: 1e-2}")
+    code, _, err = call("train", data, "--out", "run", "--config", "c.yaml", "--set", "train.steps=5")
+    assert code == 0, err
+    assert err.splitlines()[0].startswith("5 steps in ")
+    assert json.loads(call("info", "run")[1])["architecture"]["n_latents"] == 30
+
+
+def test_evaluate(call, run, data, rows):
+    code, out, err = call("evaluate", run)
+    assert (code, err) == (0, "")
+    table = {line.split()[0]: line.split()[1] for line in out.splitlines()}
+    assert table["n_rows"] == "200"
+    code, out, err = call("evaluate", run, data, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result == json.loads(call("evaluate", run, "--json")[1])
+    wanted = "n_rows mse fvu explained_variance l0 dead_fraction mean_activation"
+    assert set(wanted.split()) <= set(result)
+    assert table["mse"] == f"{result['mse']:.5g}"
+    assert result["l0"] == pytest.approx((ff.load(run).encode(rows) != 0).sum().item() / 200)
+    assert json.loads(call("evaluate", f"{run}/model", data, "--json")[1]) == result, "a bare model folder"
+
+
+def test_evaluate_json_is_json_whatever_the_data(call, run, rows):
+    rows[3, 3] = np.nan
+    np.save("nan.npy", rows)
+    code, out, _ = call("evaluate", run, "nan.npy", "--json")
+    if code == 0:
+        result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert result["mse"] is None
+
+
+def test_encode_and_reconstruct(call, run, data, rows):
+    model = ff.load(run)
+    z = model.encode(rows).numpy()
+    for name in ("z.npz", "z.npy", "z.parquet"):
+        code, out, err = call("encode", run, data, "--out", name)
+        assert (code, out, err) == (0, "", f"{name}: 200 rows of 48 latents\n")
+    assert (sp.load_npz("z.npz").toarray() == z).all()
+    assert (np.load("z.npy") == z).all()
+    assert pq.read_table("z.parquet").num_rows == 200
+    code, _, err = call("reconstruct", run, data, "--out", "r.npy")
+    assert (code, err) == (0, "r.npy: 200 rows of shape 12\n")
+    assert (np.load("r.npy") == model.reconstruct(rows).numpy()).all()
+
+
+def test_info(call, run):
+    code, out, err = call("info", run)
+    assert (code, err) == (0, "")
+    info = json.loads(out)
+    assert info["architecture"]["activation"] == {"name": "topk", "k": 3}
+    assert info["provenance"]["data"] == "rows.npy"
+    assert call("info", "run/model")[1] == call("info", "run/model/model.safetensors")[1] == out
+
+
+# --------------------------------------------------------------------------------- mistakes, one line each
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("train", "Missing argument 'DATA'; `fewfire train --help` shows how it is called"),
+        ("train rows.npy", "Missing option '--out'"),
+        ("trian rows.npy --out new", "No such command 'trian'"),
+        ("train rows.npy --out new --stpes 5", "No such option: --stpes"),
+        ("train rows.npy extra --out new", "unexpected extra argument"),
+        ("train rows.npy --out", "--out"),
+        ("train rowz.npy --out new", "no such file or folder: rowz.npy"),
+        ("train digit --out new", "no such file or folder: digit; expected a built-in name (digits, patches)"),
+        ("train . --out new", "cannot tell how to read"),
+        ("train text.npy --out new", "text.npy is not a readable .npy file"),
+        ("train flat.npy --out new", "flat.npy: x must be (n, columns)"),
+        ("train nan.npy --out new", "row 17 of the stream holds NaN or infinity"),
+        ("train rows.npy --out rows.npy", "rows.npy is a file; expected the name of a folder"),
+        ("train rows.npy --out run", "run is not empty; choose another folder, or --resume"),
+        ("train rows.npy --out rows.npy/new", "rows.npy"),
+        ("train rows.npy --out new --config no.yaml", "no config file no.yaml"),
+        ("train rows.npy --out new --config rows.npy", "rows.npy is not YAML"),
+        ("train rows.npy --out new --set train.steps", "expected --set key=value"),
+        ("train rows.npy --out new --set train.stepz=5", "no setting 'train.stepz'; `fewfire config` prints"),
+        ("train rows.npy --out new --set train.steps=few", "train.steps: Input should be a valid integer"),
+        ("train rows.npy --out new --set train.steps=[", "--set train.steps=[: the value is not YAML"),
+        (
+            "train rows.npy --out new --set train.steps=5 --set train.epochs=5",
+            "steps or epochs, got both; leave one out",
+        ),
+        ("train rows.npy --out new --set model.activation=topp", "unknown activation 'topp'; choose from: "),
+        ("train rows.npy --out new --set model.activation.kk=3", "activation 'topk' has no setting 'kk'; it takes: k"),
+        ("train rows.npy --out new --set model.activation.k=99", "expected at most 48, got 99"),
+        ("train rows.npy --out new --set objective=[mze]", "unknown term 'mze'"),
+        ("train rows.npy --out new --set objective=[]", "at least one term"),
+        ("train rows.npy --out new --set objective=[mse,kl]", "term 'kl' needs logits"),
+        ("train rows.npy --out new --set data.preprocess=standardise", "unknown preprocess 'standardise'"),
+        ("train rows.npy --out new --set data.kind=csv", "unknown kind of data 'csv'"),
+        ("train rows.npy --out new --set data.options={size:4}", "size"),
+        ("train rows.npy --out new --set corruption.level=0.5", "unknown corruption None"),
+        ("train rows.npy --out new --set train.device=gpu", "unknown device 'gpu'"),
+        ("train rows.npy --out new --set train.engine=warp", "unknown engine 'warp'"),
+        ("train rows.npy --out new --set train.optimizer=lbfgs", "set network.unit_norm to false"),
+        ("train rows.npy --out new --set train.schedules={a.b:[[0,1]]}", "a.b"),
+        ("train narrow.npy --out run --resume", "cannot resume from run/checkpoints/step-000000020.safetensors"),
+        ("train rows.npy --out run --resume --set train.seed=4", "train.seed was 0 and is 4"),
+        ("evaluate nothing", "there is no nothing; expected a model folder, a run folder"),
+        ("evaluate empty", "there is no model in empty"),
+        ("evaluate run narrow.npy", "expected x of shape (rows, 12); got (200, 5)"),
+        ("evaluate run no.npy", "no such file or folder: no.npy"),
+        ("evaluate run/model", "does not say what it was trained on; name the data"),
+        ("encode run rows.npy", "Missing option '--out'"),
+        ("encode run rows.npy --out z.csv", "expected an output that ends in .npz, .npy, .parquet; got 'z.csv'"),
+        ("encode run rows.npy --out no/z.npy", "no folder no to write z.npy into"),
+        ("encode run narrow.npy --out z.npy", "expected x of shape (rows, 12); got (200, 5)"),
+        ("reconstruct run rows.npy --out r.npz", "expected an output that ends in .npy, .parquet"),
+        ("info", "Missing argument 'PATH'"),
+        ("info nothing", "there is no nothing"),
+        ("demo faces --no-open", "no demo 'faces'; choose from: patches, digits"),
+    ],
+)
+def test_a_wrong_call_is_answered_in_one_line_with_code_2(fails, run, rows, tmp_path, arguments, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npy").write_text("hello")
+    np.save(tmp_path / "flat.npy", rows[:, 0])
+    rows[17, 3] = np.nan
+    np.save(tmp_path / "nan.npy", rows)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert sentence in fails(2, *arguments.split())
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert after == before, "a call that failed leaves no trace"
+    assert not (tmp_path / "new").exists()
+
+
+def test_work_that_failed_has_code_1(fails, call, run, rows, tmp_path):
+    bad = rows.copy()
+    bad[17, 3] = np.nan
+    np.save("nan.npy", bad)
+    line = fails(
+        1, "train", "nan.npy", "--out", "new", *FAST, "--set", "data.preprocess=null", "--set", "train.batch_size=200"
+    )
+    assert "NaN or infinity in row 17; remove or fill them, or set on_nonfinite to 'skip'" in line
+    assert not (tmp_path / "new").exists()
+    assert "rows.npy is not a model" in fails(1, "info", "rows.npy")
+    model = tmp_path / "run" / "model" / "model.safetensors"
+    data = bytearray(model.read_bytes())
+    data[-3] ^= 1
+    model.write_bytes(data)
+    for verb in (["evaluate", run], ["encode", run, "rows.npy", "--out", "z.npy"]):
+        assert "model.safetensors" in fails(1, *verb)
+    model.unlink()
+    assert "there is no model in run" in fails(2, "evaluate", run)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folders(fails, data, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    assert "locked" in fails(1, "train", data, "--out", "locked/run", *FAST)
+
+
+def test_a_full_disk(fails, run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = fails(1, "encode", run, "rows.npy", "--out", "z.npy")
+    assert "z.npy" in line
+    assert "No space left on device" in line
+    assert not (tmp_path / "z.npy").exists()
+
+
+def test_a_very_long_error_is_cut(fails, data):
+    line = fails(2, "train", data, "--out", "new", "--set", f"train.steps={'x' * 5000}")
+    assert "train.steps" in line
+    line = fails(2, "train", f"{'x' * 200}/" * 10 + "rows.npy", "--out", "new")
+    assert "--debug shows all" in line
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 5])
+def test_debug_anywhere_shows_where(call, data, monkeypatch, place):
+    arguments = ["train", data, "--out", "new", "--set", "model.activation=topp"]
+    arguments.insert(place, "--debug")
+    monkeypatch.setattr(sys, "argv", ["fewfire", *arguments])
+    with pytest.raises(ValueError, match="unknown activation 'topp'"):
+        cli.main()
+
+
+# --------------------------------------------------------------------------- a process of its own, sparingly
+
+PROGRAM = [sys.executable, "-c", "from fewfire.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ff.__file__).parent.parent)}
+
+
+def test_in_a_process_of_its_own(rows, tmp_path):
+    np.save(tmp_path / "rows.npy", rows)
+    good, debug, usage = (
+        subprocess.Popen(
+            [*PROGRAM, *arguments.split()],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for arguments in (
+            "train rows.npy --out run --set train.steps=5",
+            "train rows.npy --out bad --set model.activation=topp --debug",
+            "train",
+        )
+    )
+    out, err = good.communicate(timeout=60)
+    assert (good.returncode, out) == (0, ""), err
+    assert len(err.splitlines()) == 2
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    _, err = debug.communicate(timeout=60)
+    assert debug.returncode == 1
+    assert "Traceback" in err
+    assert "ValueError: unknown activation 'topp'" in err
+    _, err = usage.communicate(timeout=60)
+    assert usage.returncode == 2
+    assert err == "fewfire: Missing argument 'DATA'; `fewfire train --help` shows how it is called\n"
+
+
+def test_ctrl_c(rows, tmp_path):
+    """The run stays where its last checkpoint is, and the person is told how to go on."""
+    np.save(tmp_path / "rows.npy", rows)
+    settings = ["--set", "train.steps=1000000", "--set", "train.checkpoint_every=50", "--set", "train.log_every=50"]
+    child = subprocess.Popen(
+        [*PROGRAM, "train", "rows.npy", "--out", "run", *settings],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err.splitlines()[-1].startswith("fewfire: interrupted; ")
+    assert "Traceback" not in err
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

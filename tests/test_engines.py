@@ -1,0 +1,353 @@
+"""Every engine does the step that a person would work out by hand, or refuses with a sentence."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import fewfire as ff
+from fewfire import engines, rng
+from fewfire.contracts import Batch, Engine, Job, Optimizer, TrainState
+from fewfire.engines import ENGINES, AutogradEngine, choose
+from fewfire.engines.autograd import labelled
+from fewfire.terms import Term
+
+RATE = 0.05
+BETAS = (0.9, 0.999)
+
+each_engine = pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.name)
+
+
+def batch(n=9, width=4, seed=0, first_row=100):
+    x = torch.from_numpy(np.random.default_rng(seed).random((n, width)))
+    return Batch(x, x, torch.arange(first_row, first_row + n))
+
+
+def state(n_latents, step=0):
+    since = torch.zeros(n_latents, dtype=torch.int64)
+    return TrainState(step=step, samples=0, since_fired=since, lr=RATE, dead_after=1000)
+
+
+def sigmoid_model():
+    network = {"name": "linear", "output": "sigmoid"}
+    return ff.Autoencoder(4, 5, "sigmoid", network=network, dtype=torch.float64, seed=3)
+
+
+def topk_model(**more):
+    return ff.Autoencoder(4, 6, {"name": "topk", "k": 2}, dtype=torch.float64, **more)
+
+
+def make(engine, model, terms, **optimizer):
+    job = Job(model, tuple(Term.from_config(t) for t in terms), Optimizer(**optimizer))
+    refusal = engine.refuses(job)
+    if refusal is not None:
+        pytest.skip(refusal)
+    return engine(job)
+
+
+def bits(model, engine):
+    tensors = {**model.state_dict(), **{f"engine/{k}": v for k, v in engine.state_dict().items()}}
+    return {name: t.detach().clone() for name, t in tensors.items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def gradient_of(engine, betas=BETAS):
+    """What the first step of Adam was given: its average is (1 - beta1) times that."""
+    return {
+        name.removeprefix("exp_avg."): t.numpy() / (1 - betas[0])
+        for name, t in engine.state_dict().items()
+        if name.startswith("exp_avg.")
+    }
+
+
+def by_hand(p, x, rho=0.05, beta=3.0, lam=1e-2):
+    """Loss and gradients of 1/2 MSE + beta KL + lam weight decay, with the chain rule written out."""
+
+    def logistic(z):
+        return 1 / (1 + np.exp(-z))
+
+    n = len(x)
+    a = logistic(x @ p["encoder.W_enc"].T + p["encoder.b_enc"])
+    y = logistic(a @ p["decoder.W_dec"] + p["decoder.b_dec"])
+    mean = a.mean(0)
+    kl = (rho * np.log(rho / mean) + (1 - rho) * np.log((1 - rho) / (1 - mean))).sum()
+    decay = (p["encoder.W_enc"] ** 2).sum() / 2 + (p["decoder.W_dec"] ** 2).sum() / 2
+    mse = ((y - x) ** 2).sum() / n
+    delta_out = (y - x) / n * y * (1 - y)
+    delta_kl = beta * (-rho / mean + (1 - rho) / (1 - mean)) / n
+    delta_in = (delta_out @ p["decoder.W_dec"].T + delta_kl) * a * (1 - a)
+    gradients = {
+        "encoder.W_enc": delta_in.T @ x + lam * p["encoder.W_enc"],
+        "encoder.b_enc": delta_in.sum(0),
+        "decoder.W_dec": a.T @ delta_out + lam * p["decoder.W_dec"],
+        "decoder.b_dec": delta_out.sum(0),
+    }
+    return 0.5 * mse + beta * kl + lam * decay, gradients, {"mse": mse, "kl": kl, "weight_decay": decay}
+
+
+COURSE = [{"name": "mse", "weight": 0.5}, {"name": "kl", "weight": 3.0}, {"name": "weight_decay", "weight": 1e-2}]
+
+
+@each_engine
+def test_the_step_is_the_one_worked_out_by_hand(engine):
+    model = sigmoid_model()
+    engine = make(engine, model, COURSE)
+    p = {n: t.detach().numpy().copy() for n, t in model.named_parameters()}
+    m = {n: np.zeros_like(t) for n, t in p.items()}
+    v = {n: np.zeros_like(t) for n, t in p.items()}
+    for t in range(1, 6):
+        b = batch(seed=t)
+        loss, gradients, terms = by_hand(p, b.x.numpy())
+        report = engine.step(b, state(5, step=t - 1))
+        assert report.bad_rows is None
+        assert float(report.scalars["loss"]) == pytest.approx(loss, rel=1e-12)
+        for name, value in terms.items():
+            assert float(report.scalars[name]) == pytest.approx(value, rel=1e-12), "before its weight"
+        assert float(report.scalars["squared_error"]) == pytest.approx(terms["mse"], rel=1e-12)
+        for name, g in gradients.items():
+            m[name] = BETAS[0] * m[name] + (1 - BETAS[0]) * g
+            v[name] = BETAS[1] * v[name] + (1 - BETAS[1]) * g * g
+            update = (m[name] / (1 - BETAS[0] ** t)) / (np.sqrt(v[name] / (1 - BETAS[1] ** t)) + 1e-8)
+            p[name] = p[name] - RATE * update
+        for name, parameter in model.named_parameters():
+            assert np.abs(parameter.detach().numpy() - p[name]).max() < 1e-11, (t, name)
+
+
+@each_engine
+def test_what_is_reported_as_fired_fired(engine):
+    model = topk_model()
+    b = batch()
+    active = model.activation.active(model.encode(b.x))
+    report = make(engine, model, ["mse"]).step(b, state(6))
+    assert torch.equal(report.fired, active.any(0))
+    assert float(report.scalars["l0"]) == pytest.approx(active.sum().item() / len(b.rows))
+
+
+@each_engine
+def test_weights_k_and_rate_are_read_at_every_step(engine):
+    model = topk_model()
+    engine = make(engine, model, ["mse", {"name": "l1", "weight": 0.0}])
+    s = state(6)
+    plain = float(engine.step(batch(), s).scalars["loss"])
+    engine.terms["l1"].weight = 10.0 if hasattr(engine, "terms") else pytest.skip("keeps its terms elsewhere")
+    model.activation.k = 4
+    before = bits(model, engine)
+    s.lr = 0.0
+    report = engine.step(batch(), s)
+    assert float(report.scalars["loss"]) > plain
+    assert float(report.scalars["l0"]) > 2
+    for name in ("encoder.W_enc", "decoder.b_dec"):
+        assert torch.equal(model.state_dict()[name], before[name]), "a rate of 0 must not move anything"
+
+
+# ------------------------------------------------------------------------------------------ not finite
+
+
+@each_engine
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ({(2, 1): math.nan}, [102]),
+        ({(2, 1): math.inf, (7, 0): -math.inf}, [102, 107]),
+        ({(4, 3): 1e200}, list(range(100, 109))),  # each row is finite, their squared error is not
+    ],
+    ids=["nan", "infinities", "overflow"],
+)
+def test_a_step_that_is_not_finite_changes_nothing(engine, optimizer, damage, named):
+    model = ff.Autoencoder(4, 5, "sigmoid", dtype=torch.float64)
+    engine = make(engine, model, COURSE, name=optimizer)
+    committed = []
+    model.activation.commit = lambda out, state: committed.append(out)
+    engine.step(batch(seed=1), state(5))
+    assert len(committed) == 1
+    before = bits(model, engine)
+    assert any(name.startswith("engine/") for name in before)
+    x = batch().x.clone()
+    for where, value in damage.items():
+        x[where] = value
+    report = engine.step(Batch(x, x, torch.arange(100, 109)), state(5))
+    assert report.bad_rows.tolist() == named
+    assert not report.fired.any()
+    assert same(bits(model, engine), before)
+    assert len(committed) == 1
+    engine.step(batch(seed=2), state(5))
+    assert all(torch.isfinite(t).all() for t in bits(model, engine).values()), "nor does it linger"
+
+
+@each_engine
+def test_a_bad_target_is_named_too(engine):
+    model = topk_model()
+    b = batch()
+    target = b.x.clone()
+    target[3, 0] = math.nan
+    report = make(engine, model, ["mse"]).step(Batch(b.x, target, b.rows), state(6))
+    assert report.bad_rows.tolist() == [103]
+
+
+@each_engine
+def test_a_bad_row_is_named_alone_though_a_corruption_spread_it(engine):
+    x = batch().x.clone()
+    x[5, 2] = math.nan
+    noise = ff.SaltAndPepper(0.9)(x, rng.generator(0))  # low and high are the batch's: NaN everywhere
+    assert torch.isnan(noise).any(1).sum() > 1
+    report = make(engine, topk_model(), ["mse"]).step(Batch(noise, x, batch().rows), state(6))
+    assert report.bad_rows.tolist() == [105]
+
+
+# ------------------------------------------------------------------------------------------ the details
+
+
+@each_engine
+def test_clip_norm(engine):
+    def norm(clip):
+        e = make(engine, sigmoid_model(), COURSE, clip_norm=clip)
+        e.step(batch(), state(5))
+        return math.sqrt(sum((g**2).sum() for g in gradient_of(e).values())), bits(e.model, e)
+
+    whole, free = norm(None)
+    assert norm(whole / 10)[0] == pytest.approx(whole / 10, rel=1e-9)
+    assert same(norm(whole * 10)[1], free), "a small gradient is left alone, bit for bit"
+
+
+@each_engine
+def test_unit_norm_rows_stay_at_unit_norm(engine):
+    model = topk_model()
+    assert model.decoder.unit_norm
+    engine = make(engine, model, ["mse"])
+    for seed in range(20):
+        engine.step(batch(seed=seed), state(6, step=seed))
+    assert (model.decoder.W_dec.norm(dim=1) - 1).abs().max() < 1e-12
+
+
+@each_engine
+def test_the_gradient_along_a_unit_norm_row_is_gone(engine):
+    model = topk_model()
+    model.decoder.constrain()  # drawn in float32: not yet of norm 1 in float64
+    rows = model.decoder.W_dec.detach().clone().numpy()
+    engine = make(engine, model, ["mse"])
+    engine.step(batch(), state(6))
+    g = gradient_of(engine)["decoder.W_dec"]
+    assert np.abs(g).max() > 1e-3
+    assert np.abs((g * rows).sum(1)).max() < 1e-12
+
+
+@each_engine
+def test_an_objective_that_is_constant_at_this_step(engine):
+    model = topk_model()
+    engine = make(engine, model, ["auxk"])  # nothing is dead yet
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    report = engine.step(batch(), state(6))
+    assert report.bad_rows is None
+    assert float(report.scalars["loss"]) == 0
+    for name, t in model.state_dict().items():
+        assert torch.allclose(t, before[name], rtol=0, atol=1e-7), name  # rows were drawn at norm 1 in float32
+
+
+@each_engine
+def test_frozen_parameters_stay(engine):
+    model = sigmoid_model()
+    model.encoder.W_enc.requires_grad_(False)
+    before = model.encoder.W_enc.detach().clone()
+    engine = make(engine, model, ["mse"])
+    engine.step(batch(), state(5))
+    assert torch.equal(model.encoder.W_enc, before)
+    assert not any("W_enc" in name for name in engine.state_dict())
+
+
+@each_engine
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_state_round_trip(engine, optimizer):
+    def run(e, seeds):
+        for seed in seeds:
+            # L-BFGS sees one batch; Adam several
+            e.step(batch(seed=seed if optimizer == "adam" else 0), state(5, step=seed))
+
+    whole = make(engine, sigmoid_model(), COURSE, name=optimizer)
+    run(whole, range(8))
+    first = make(engine, sigmoid_model(), COURSE, name=optimizer)
+    run(first, range(4))
+    second = make(engine, sigmoid_model(), COURSE, name=optimizer)
+    second.model.load_state_dict(first.model.state_dict())
+    second.load_state_dict({name: t.clone() for name, t in first.state_dict().items()})
+    assert second.state_dict(), "an empty state proves nothing"
+    run(second, range(4, 8))
+    assert same(bits(second.model, second), bits(whole.model, whole))
+
+
+@each_engine
+def test_an_engine_is_an_engine(engine):
+    assert isinstance(make(engine, topk_model(), ["mse"]), Engine)
+
+
+# -------------------------------------------------------------------------------------------- choosing
+
+
+def job(model=None, **optimizer):
+    return Job(model or topk_model(), (ff.MSE(),), Optimizer(**optimizer))
+
+
+class Picky:
+    name = "picky"
+
+    def __init__(self, job):
+        pass
+
+    @classmethod
+    def refuses(cls, job):
+        return "only on Sundays"
+
+
+def test_choose(monkeypatch):
+    engine, why = choose(job())
+    assert isinstance(engine, AutogradEngine)
+    assert why == "autograd (takes any model)"
+    assert choose(job(), "autograd")[1] == "autograd (asked for)"
+    monkeypatch.setattr(engines, "ENGINES", (Picky, AutogradEngine))
+    engine, why = choose(job())
+    assert isinstance(engine, AutogradEngine)
+    assert why == "autograd (picky: only on Sundays)"
+    with pytest.raises(ValueError, match="picky: only on Sundays"):
+        choose(job(), "picky")
+    with pytest.raises(ValueError, match="unknown engine 'warp'; choose from: auto, picky, autograd"):
+        choose(job(), "warp")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"name": "lbfgs"}, "unit norm; set network.unit_norm to false"),
+        ({"name": "lbfgs", "clip_norm": 1.0}, "unit norm|clip_norm"),
+    ],
+)
+def test_lbfgs_refuses_what_it_cannot_do(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        choose(job(**settings))
+
+
+def test_lbfgs_refuses_clipping():
+    free = ff.Autoencoder(4, 5, "sigmoid")
+    choose(job(free, name="lbfgs"))
+    with pytest.raises(ValueError, match="leave clip_norm out"):
+        choose(job(free, name="lbfgs", clip_norm=1.0))
+
+
+def test_terms_that_appear_twice_are_numbered():
+    labels = labelled((ff.MSE(), ff.L1(0.1), ff.L1(0.2, by_decoder_norm=True), ff.L1(0.3)))
+    assert list(labels) == ["mse", "l1", "l1#2", "l1#3"]
+    assert [t.weight for t in labels.values()] == [1.0, 0.1, 0.2, 0.3]
+
+
+@each_engine
+def test_terms_that_appear_twice_both_count(engine):
+    model = topk_model()
+    report = make(engine, model, ["mse", {"name": "l1", "weight": 0.5}, {"name": "l1", "weight": 2}]).step(
+        batch(), state(6)
+    )
+    s = {name: float(v) for name, v in report.scalars.items()}
+    assert s["l1"] == s["l1#2"] > 0
+    assert s["loss"] == pytest.approx(s["mse"] + 2.5 * s["l1"], rel=1e-12)

@@ -1,0 +1,363 @@
+"""From a configuration to a run folder and back: what can be said, what is refused, what stays behind."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import fewfire as ff
+from fewfire import runs
+from fewfire.files import read_config
+from fewfire.runs import RunConfig, load_config, open_run, train
+
+FAST = {"steps": 20, "batch_size": 32}
+
+
+@pytest.fixture
+def data(rows, tmp_path):
+    np.save(tmp_path / "rows.npy", rows)
+    return str(tmp_path / "rows.npy")
+
+
+def config(path, /, **sections):
+    return RunConfig.model_validate(
+        {"data": {"path": path}, **sections, "train": {**FAST, **sections.get("train", {})}}
+    )
+
+
+def weights(run):
+    return {n: t.clone() for n, t in run.model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---------------------------------------------------------------------------------------- configurations
+
+
+def settings(*text, file=None):
+    return load_config(file, text)
+
+
+def test_set_reaches_every_section():
+    c = settings(
+        "train.steps=500",
+        "train.betas=[0.8, 0.99]",
+        "model.n_latents=64",
+        "data.options={size: 4}",
+        "data.options.n=100",
+        "corruption={name: masking, level: 0.5}",
+        "train.schedules={kl.weight: [[0, 0], [1, 3]]}",
+        "data.preprocess=null",
+        "train.device=cpu",
+    )
+    assert c.train.steps == 500
+    assert c.train.betas == (0.8, 0.99)
+    assert c.model.n_latents == 64
+    assert c.data.options == {"size": 4, "n": 100}
+    assert c.corruption == {"name": "masking", "level": 0.5}
+    assert c.train.schedules == {"kl.weight": [(0, 0), (1, 3)]}
+    assert c.data.preprocess is None
+
+
+def test_set_reaches_into_an_activation_by_default_by_name_and_by_settings(tmp_path):
+    assert settings("model.activation.k=8").model.activation == {"name": "topk", "k": 8}, "the default's k"
+    assert settings("model.network.tied=true").model.network == {"name": "linear", "tied": True}
+    (tmp_path / "c.yaml").write_text("model: {activation: topk}")
+    assert settings("model.activation.k=8", file=tmp_path / "c.yaml").model.activation == {"name": "topk", "k": 8}
+    (tmp_path / "c.yaml").write_text("model: {activation: {name: topk, k: 3}}")
+    assert settings("model.activation.k=8", file=tmp_path / "c.yaml").model.activation == {"name": "topk", "k": 8}
+    assert settings("model.activation=relu").model.activation == "relu"
+
+
+def test_set_reaches_into_lists(tmp_path):
+    c = settings("objective=[mse, {name: l1, weight: 2}, mse]", "objective.1.weight=5", "objective.2.weight=3")
+    assert c.objective == ["mse", {"name": "l1", "weight": 5}, {"name": "mse", "weight": 3}]
+    with pytest.raises(ValueError, match=r"--set objective.kl.weight=3: expected a number below 1 where it says 'kl'"):
+        settings("objective=[mse]", "objective.kl.weight=3")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.e-3", ".1e-2", "0.001"])
+def test_numbers_as_everybody_writes_them(text, tmp_path):
+    """YAML 1.1 reads 1e-3 as text, and a text is no weight."""
+    (tmp_path / "c.yaml").write_text(
+        f"objective: [mse, {{name: l1, weight: {text}}}]\ntrain: {{learning_rate: {text}}}"
+    )
+    for c in (settings(file=tmp_path / "c.yaml"), settings(f"objective=[mse, {{name: l1, weight: {text}}}]")):
+        assert c.objective[1]["weight"] == 0.001
+    assert settings(f"train.learning_rate={text}").train.learning_rate == 0.001
+    assert settings("data.path=1e").data.path == "1e", "and what is no number stays text"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("train.steps", "expected --set key=value, such as train.steps=500; got 'train.steps'"),
+        ("=5", "expected --set key=value"),
+        ("train.stepz=5", "train.stepz"),
+        ("trian.steps=5", "trian"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps=-1", "train.steps"),
+        ("train.steps=[1", "the value is not YAML"),
+        ("train.steps.more=1", "train.steps"),
+        ("train=5", "train"),
+        ("objective=mse", "objective"),
+    ],
+)
+def test_set_refuses(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        settings(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- 1\n- 2", "expected sections"),
+        ("just text", "expected sections"),
+        ("a: [1, 2", "is not YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
+        ("data: digits", "there is no 'path' in 'digits'"),
+        ("modell: {}", "modell"),
+        ("x" * (1 << 20) + "xx", "at most 1 MiB"),
+    ],
+)
+def test_files_that_are_refused(text, sentence, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        load_config(tmp_path / "c.yaml", path="digits")
+
+
+def test_files_that_are_not_there_or_binary(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config file .*no.yaml"):
+        load_config(tmp_path / "no.yaml")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config(tmp_path / "empty.yaml") == RunConfig()
+
+
+def test_later_settings_win_and_the_file_is_not_changed(tmp_path):
+    (tmp_path / "c.yaml").write_text("train: {steps: 5}\ndata: {path: a.npy, options: {x: 1}}")
+    c = load_config(tmp_path / "c.yaml", ["train.steps=6", "train.steps=7"], path="b.npy")
+    assert c.train.steps == 7
+    assert c.data.path == "b.npy"
+    assert c.data.options == {"x": 1}
+
+
+# ------------------------------------------------------------------------------------------------- runs
+
+
+def test_train_leaves_a_whole_run(data, tmp_path):
+    run = train(config(data), tmp_path / "a" / "run", progress=False)
+    assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "model"]
+    assert run.model.n_latents == 4 * 12
+    assert run.model.preprocess.name == "standardize"
+    assert run.history()[-1]["summary"]["n_rows"] == 200
+    assert run.provenance["rows"] == 200
+    assert run.provenance["data"] == data
+    assert run.provenance["steps"] == 20
+    assert run.provenance["summary"] == run.history()[-1]["summary"]
+    again = open_run(tmp_path / "a" / "run")
+    assert same(weights(again), weights(run))
+    assert again.config == run.config
+
+
+def test_the_saved_configuration_is_whole_and_runs_again_to_the_same_bits(data, tmp_path):
+    first = train(
+        config(data, corruption="masking", train={"validation_fraction": 0.1}), tmp_path / "1", progress=False
+    )
+    text = (tmp_path / "1" / "config.yaml").read_text()
+    c = load_config(tmp_path / "1" / "config.yaml")
+    resolved = c.model_dump(mode="json")
+    assert resolved["model"]["activation"] == {"name": "topk", "k": 3}
+    assert resolved["model"]["n_latents"] == 48
+    assert resolved["data"]["preprocess"]["name"] == "standardize"
+    assert [t["name"] for t in resolved["objective"]] == ["mse", "auxk"]
+    assert resolved["corruption"] == {"name": "masking", "level": 0.25}
+    may_stay_open = {"epochs", "clip_norm", "patience"}
+    assert {k for k, v in resolved["train"].items() if v is None} == may_stay_open
+    second = train(c, tmp_path / "2", progress=False)
+    assert same(weights(first), weights(second))
+    assert (tmp_path / "2" / "config.yaml").read_text() == text
+    assert "python" not in text, "plain YAML"
+
+
+def test_the_source_is_opened_as_it_was(tmp_path):
+    c = RunConfig.model_validate({"data": {"path": "patches", "options": {"size": 4, "n": 300}}, "train": FAST})
+    run = train(c, tmp_path / "run", progress=False)
+    for source in (run.source(), run.source("patches"), open_run(tmp_path / "run").source("patches")):
+        assert source.row_shape == (16,)
+        assert source.n_rows == 300
+    assert run.source(np.zeros((5, 16))).n_rows == 5
+
+
+def test_bare_model_folder(data, tmp_path, rows):
+    train(config(data), tmp_path / "run", progress=False)
+    bare = open_run(tmp_path / "run" / "model")
+    assert bare.config is None
+    assert bare.history() == []
+    assert bare.provenance["data"] == data
+    with pytest.raises(ValueError, match="does not say what it was trained on; name the data"):
+        bare.source()
+    assert bare.source(rows).n_rows == 200
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        open_run(tmp_path / "nothing")
+
+
+# ---------------------------------------------------------------------------------- starts that fail
+
+
+def everything(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_existing_folder_is_refused_and_untouched(data, tmp_path):
+    train(config(data), tmp_path / "run", progress=False)
+    before = everything(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="is not empty; choose another folder, or --resume"):
+        train(config(data, train={"seed": 3}), tmp_path / "run", progress=False)
+    assert everything(tmp_path / "run") == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file; expected the name of a folder"):
+        train(config(data), tmp_path / "file", progress=False)
+    with pytest.raises(FileExistsError, match="is a file"):
+        train(config(data), tmp_path / "file", resume=True, progress=False)
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    train(config(data), tmp_path / "empty", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("sections", "error"),
+    [
+        ({"model": {"activation": "topp"}}, ValueError),
+        ({"objective": ["mse", "kl"]}, ValueError),
+        ({"train": {"engine": "warp"}}, ValueError),
+        ({"train": {"device": "gpu"}}, ValueError),
+        ({"data": {"path": "no.npy"}}, FileNotFoundError),
+        ({"data": {"path": None}}, ValueError),
+        ({"model": {"network": {"name": "linear", "output": "sigmoid"}, "activation": "sigmoid"}}, ValueError),
+    ],
+)
+def test_a_start_that_failed_leaves_nothing_in_the_way_of_the_next(data, tmp_path, sections, error):
+    with pytest.raises(error):
+        train(config(data, **sections), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    train(config(data), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("preprocess", ["auto", None], ids=["found by the preprocess", "found by a step"])
+@pytest.mark.parametrize("folder_is_there", [False, True])
+def test_bad_data_leave_nothing_in_the_way_either(rows, tmp_path, preprocess, folder_is_there):
+    out = tmp_path / "run"
+    if folder_is_there:
+        out.mkdir()
+    bad = rows.copy()
+    bad[17, 2] = np.inf
+    np.save(tmp_path / "bad.npy", bad)
+    path = str(tmp_path / "bad.npy")
+    c = config(path, data={"path": path, "preprocess": preprocess}, train={"checkpoint_every": 0})
+    with pytest.raises((ValueError, ff.TrainingError), match="row 17"):
+        train(c, out, progress=False)
+    assert out.exists() == folder_is_there
+    assert not folder_is_there or not any(out.iterdir())
+    np.save(tmp_path / "bad.npy", rows)
+    train(c, out, progress=False)
+
+
+def test_ctrl_c_before_the_first_checkpoint_and_after(data, tmp_path, monkeypatch):
+    def press_at(step):
+        inner = ff.Trainer._step
+
+        def pressed(trainer, batch):
+            if trainer.state.step == step:
+                raise KeyboardInterrupt
+            return inner(trainer, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ff.Trainer, "_step", pressed)
+            with pytest.raises(KeyboardInterrupt):
+                train(config(data, train={"checkpoint_every": 5}), tmp_path / "run", progress=False)
+
+    press_at(3)
+    assert not (tmp_path / "run").exists()
+    press_at(12)
+    assert (tmp_path / "run" / "config.yaml").exists()
+    resumed = train(load_config(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True, progress=False)
+    whole = train(config(data), tmp_path / "whole", progress=False)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_somebody_elses_files_are_never_removed(data, tmp_path):
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "thesis.tex").write_text("ten years")
+    c = config(data, model={"network": {"name": "linear", "output": "sigmoid"}, "activation": "sigmoid"})
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        train(c, out, resume=True, progress=False)  # without a checkpoint: starts afresh
+    assert (out / "thesis.tex").read_text() == "ten years"
+
+
+def test_a_refused_resume_changes_nothing(data, tmp_path):
+    train(config(data), tmp_path / "run", progress=False)
+    before = everything(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"train.steps was 20 and is 30; |train.steps was 20 and is 30\."):
+        train(config(data, train={"steps": 30}), tmp_path / "run", resume=True, progress=False)
+    assert everything(tmp_path / "run") == before
+    train(load_config(tmp_path / "run" / "config.yaml"), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_resume_may_change_what_does_not_touch_the_numbers(data, tmp_path):
+    first = train(config(data), tmp_path / "run", progress=False)
+    c = load_config(tmp_path / "run" / "config.yaml", ["train.checkpoint_every=7"])
+    again = train(c, tmp_path / "run", resume=True, progress=False)
+    assert again.config.train.checkpoint_every == 7
+    assert same(weights(first), weights(again))
+
+
+def test_skipped_nan_rows_do_not_spoil_the_end(rows, tmp_path):
+    """Metrics of data with NaN are NaN, which a model's header cannot hold: null there."""
+    rows = rows.copy()
+    rows[3] = np.nan
+    np.save(tmp_path / "bad.npy", rows)
+    c = config("x", data={"path": str(tmp_path / "bad.npy"), "preprocess": None}, train={"on_nonfinite": "skip"})
+    run = train(c, tmp_path / "run", progress=False)
+    assert run.provenance["summary"]["mse"] is None
+    assert all(torch.isfinite(t).all() for t in weights(run).values())
+    assert run.history()[-1]["skipped"] >= 2
+
+
+def test_provenance_in_the_models_header(data, tmp_path):
+    run = train(config(data), tmp_path / "run", progress=False)
+    saved = read_config(run.path)["provenance"]
+    assert saved["data_fingerprint"] == ff.open_source(data).fingerprint
+    assert saved["train"]["seed"] == 0
+    assert saved["engine"].startswith("autograd")
+    assert all(math.isfinite(v) for v in saved["summary"].values())
+
+
+def test_make_trainer_defaults_to_what_suits_the_source():
+    trainer = runs.make_trainer(RunConfig(), ff.digits(), progress=False)
+    assert trainer.model.preprocess.name == "center"
+    assert trainer.model.layout.kind == "image"
+    assert trainer.model.n_latents == 256
+    wide = ff.ArraySource(np.zeros((2, 20_000), np.float32))
+    small = runs.ModelConfig(activation={"name": "topk", "k": 1})
+    assert (
+        runs.make_trainer(RunConfig(model=small), ff.ArraySource(np.zeros((2, 3))), progress=False).model.n_latents
+        == 12
+    )
+    assert min(4 * 20_000, runs.MAX_DEFAULT_LATENTS) == 16_384
+    assert runs._width(wide) == 20_000
+
+
+def test_saved_yaml_is_read_back_as_it_was_written(data, tmp_path):
+    """Small numbers come back as numbers, in any YAML reader."""
+    train(config(data, train={"learning_rate": 1e-5, "eps": 1e-12}), tmp_path / "run", progress=False)
+    plain = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert plain["train"]["learning_rate"] == 1e-5
+    assert plain["train"]["eps"] == 1e-12

@@ -1,0 +1,896 @@
+"""The loop: what a step does, what is logged, what a resumed run shares with one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fewfire as ff
+from fewfire.corruptions import Corruption
+from fewfire.disk import load_tensors, save_tensors
+from fewfire.terms import Term
+from fewfire.tracking import read_metrics
+from fewfire.trainer import checkpoint, progress
+from fewfire.trainer.schedules import piecewise_linear
+
+quiet = pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")  # a few steps are no training
+
+
+def make(
+    rows, folder=None, *, activation="topk", terms=None, corruption=None, network="linear", preprocess=None, **settings
+):
+    source = rows if hasattr(rows, "batches") else ff.ArraySource(rows)
+    model = ff.Autoencoder(source.row_shape, 24, activation, network=network, preprocess=preprocess)
+    terms = None if terms is None else [Term.from_config(t) for t in terms]
+    corruption = None if corruption is None else Corruption.from_config(corruption)
+    config = ff.TrainConfig(**{"steps": 30, "batch_size": 32, **settings})
+    return ff.Trainer(model, source, terms, config, corruption=corruption, folder=folder, progress=False)
+
+
+def watch(trainer):
+    """Every step from now on: (step, row numbers, learning rate)."""
+    seen, step = [], trainer.engine.step
+
+    def watched(batch, state):
+        seen.append((state.step, batch.rows.tolist(), state.lr))
+        return step(batch, state)
+
+    trainer.engine.step = watched
+    return seen
+
+
+def bits(trainer):
+    parts = {"model": trainer.model.state_dict(), "engine": trainer.engine.state_dict()}
+    tensors = {f"{part}/{name}": t.clone() for part, named in parts.items() for name, t in named.items()}
+    return {**tensors, "since_fired": trainer.state.since_fired.clone()}
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+    return True
+
+
+def timeless(history):
+    return [{k: v for k, v in record.items() if k not in ("seconds", "rows_per_second")} for record in history]
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(trainer, step):
+    inner = trainer._step
+
+    def step_until(batch):
+        if trainer.state.step == step:
+            raise Killed
+        return inner(batch)
+
+    trainer._step = step_until
+    with pytest.raises(Killed):
+        trainer.fit()
+
+
+# ------------------------------------------------------------------------------------------ settings
+
+
+def config(**settings):
+    return ff.TrainConfig(**settings).resolve(1000)
+
+
+def test_defaults_depend_on_the_data():
+    c = config()
+    assert (c.batch_size, c.steps, c.epochs, c.learning_rate) == (256, 3000, None, 1e-3)
+    assert (c.log_every, c.checkpoint_every, c.validate_every) == (30, 300, 4)
+    assert c.dead_after == 3000 * 256 // 10
+    assert c.resolve(1000) == c, "resolving twice changes nothing"
+    assert ff.TrainConfig(epochs=3, batch_size=300).resolve(1000).steps == 12, "the last, smaller batch counts"
+    assert ff.TrainConfig(batch_size=5000).resolve(1000).batch_size == 1000
+    lbfgs = config(optimizer="lbfgs")
+    assert (lbfgs.batch_size, lbfgs.steps, lbfgs.learning_rate) == (1000, 400, 1.0)
+    assert ff.TrainConfig(optimizer="lbfgs", batch_size=1000).resolve(1000).batch_size == 1000
+    assert config(learning_rate=0).learning_rate == 0
+    assert config(checkpoint_every=0).checkpoint_every == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_rows", "sentence"),
+    [
+        ({"steps": 3, "epochs": 3}, 10, "steps or epochs, got both"),
+        ({"patience": 3}, 10, "patience needs held-out rows"),
+        ({"optimizer": "lbfgs", "batch_size": 5}, 10, "whole data as one batch.*batch_size=5 of 10"),
+        ({"optimizer": "lbfgs"}, None, "endless"),
+        ({}, None, "endless source has no epochs; set train.steps"),
+        ({"epochs": 3}, None, "endless"),
+        ({"learning_rate": math.inf}, 10, "finite"),
+        ({"learning_rate": math.nan}, 10, "learning_rate"),
+        ({"clip_norm": math.inf}, 10, "finite"),
+        ({"learning_rat": 1}, 10, "learning_rat"),
+        ({"lr_warmup": 0.9, "lr_decay": 0.5}, 10, "rise and fall at once"),
+        ({"schedules": {"mse.weight": [(0.5, 1), (0.2, 3)]}}, 10, "fractions rising from 0 to 1"),
+        ({"schedules": {"mse.weight": [(0, 1), (1.5, 3)]}}, 10, "fractions rising from 0 to 1"),
+        ({"schedules": {"mse.weight": []}}, 10, "fractions rising from 0 to 1"),
+    ],
+)
+def test_settings_that_cannot_be(settings, n_rows, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ff.TrainConfig(**settings).resolve(n_rows)
+
+
+def test_devices():
+    assert ff.TrainConfig(device="cpu").resolved_device().type == "cpu"
+    assert ff.TrainConfig().resolved_device().type in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="unknown device 'gpu0'; expected auto, cpu, cuda"):
+        ff.TrainConfig(device="gpu0").resolved_device()
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no GPU"):
+            ff.TrainConfig(device="cuda").resolved_device()
+
+
+def rates(**settings):
+    c = ff.TrainConfig(steps=100, learning_rate=2.0, **settings).resolve(1000)
+    return [c.learning_rate_at(step) for step in range(100)]
+
+
+def test_learning_rate_linear():
+    r = rates()
+    assert r[:81] == [2.0] * 81
+    assert r[90] == pytest.approx(1.0)
+    assert r[99] == pytest.approx(2.0 * 0.01 / 0.2), "the last step still moves"
+    assert all(a > b for a, b in pairwise(r[80:]))
+
+
+def test_learning_rate_warmup():
+    r = rates(lr_warmup=0.1)
+    assert r[0] == pytest.approx(2 / 11), "the first step moves"
+    assert r[:11] == pytest.approx([2.0 * i / 11 for i in range(1, 12)])
+    assert r[10] == 2.0
+
+
+def test_learning_rate_cosine():
+    r = rates(lr_schedule="cosine", lr_warmup=0.2)
+    assert r[20] == 2.0
+    assert r[60] == pytest.approx(1.0)
+    assert 0 < r[99] < 0.01
+
+
+def test_learning_rate_constant_and_edges():
+    assert rates(lr_schedule="constant") == [2.0] * 100
+    assert rates(lr_decay=0) == [2.0] * 100
+    assert rates(lr_decay=1)[50] == pytest.approx(1.0)
+    assert rates(optimizer="lbfgs", lr_warmup=0.5) == [2.0] * 100
+    for schedule in ("constant", "linear", "cosine"):
+        one = ff.TrainConfig(steps=1, lr_schedule=schedule, lr_warmup=0.5, learning_rate=2.0).resolve(10)
+        assert 0 < one.learning_rate_at(0) <= 2.0
+    with pytest.raises(ValueError, match="resolve"):
+        ff.TrainConfig().learning_rate_at(0)
+
+
+def test_the_engine_gets_the_scheduled_rate(rows):
+    trainer = make(rows, lr_warmup=0.5, lr_decay=0.5, learning_rate=1.0)
+    seen = watch(trainer)
+    trainer.fit()
+    assert [lr for _, _, lr in seen] == [trainer.config.learning_rate_at(i) for i in range(30)]
+
+
+# ------------------------------------------------------------------------------------------- schedules
+
+
+def test_piecewise_linear():
+    points = [(0.2, 1.0), (0.4, 3.0), (0.4, 5.0), (0.8, 5.0)]
+    at = [piecewise_linear(points, x) for x in (0.0, 0.2, 0.3, 0.41, 0.8, 1.0)]
+    assert at == pytest.approx([1, 1, 2, 5, 5, 5])
+
+
+@quiet
+def test_values_change_between_steps_and_arrive(rows):
+    seen = []
+    trainer = make(
+        rows,
+        activation={"name": "topk", "k": 9},
+        # an int, as YAML gives it: a weight is not a count, whatever it was written as
+        terms=["mse", {"name": "l1", "weight": 1}],
+        schedules={"activation.k": [(0, 9), (1, 2)], "l1.weight": [(0, 0), (0.5, 1)]},
+        steps=11,
+    )
+    trainer.engine.step = lambda batch, state, step=trainer.engine.step: (
+        seen.append((trainer.model.activation.k, trainer.terms["l1"].weight)),
+        step(batch, state),
+    )[1]
+    trainer.fit()
+    assert [k for k, _ in seen] == [9, 8, 8, 7, 6, 6, 5, 4, 3, 3, 2]
+    assert all(isinstance(k, int) for k, _ in seen)
+    assert [w for _, w in seen] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
+    assert trainer.model.config()["activation"]["k"] == 2, "the model that is saved has the last value"
+
+
+@pytest.mark.parametrize("target", ["l1.weight", "mse.wait", "activation", "activation.name", "weight"])
+def test_a_schedule_of_nothing(rows, target):
+    with pytest.raises(ValueError, match=r"to schedule; there is: mse.weight.*activation.k"):
+        make(rows, schedules={target: [(0, 1)]})
+
+
+# ------------------------------------------------------------------------------------------- the batches
+
+
+def test_epochs_see_every_row_once_the_last_batch_is_smaller(rows):
+    trainer = make(rows[:70], steps=None, epochs=3)  # 32 + 32 + 6
+    seen = watch(trainer)
+    trainer.fit()
+    assert [len(r) for _, r, _ in seen] == [32, 32, 6] * 3
+    epochs = [list(chain(*(r for _, r, _ in seen[i : i + 3]))) for i in (0, 3, 6)]
+    assert all(sorted(e) == list(range(70)) for e in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert trainer.state.samples == 210
+    assert [s for s, _, _ in seen] == list(range(9))
+
+
+def test_a_last_batch_of_one_row_is_logged(rows):
+    trainer = make(rows[:33], steps=4, log_every=1)
+    history = trainer.fit()
+    assert [r["samples"] for r in history if "samples" in r] == [32, 33, 65, 66]
+    assert all(r["loss"] is not None for r in history if "loss" in r)
+
+
+class Counting(ff.ArraySource):
+    calls = 0
+
+    def batches(self, *args, **kwargs):
+        self.calls += 1
+        return super().batches(*args, **kwargs)
+
+
+def test_a_full_batch_is_read_once_and_in_order(rows):
+    source = Counting(rows)
+    trainer = make(source, batch_size=200, steps=20)
+    seen = watch(trainer)
+    trainer.fit()
+    assert all(r == list(range(200)) for _, r, _ in seen)
+    assert len(seen) == 20
+    assert source.calls == 2, "once to train and once for the summary"
+
+
+def test_a_full_batch_gets_fresh_noise(rows):
+    trainer = make(rows, corruption="gaussian", batch_size=200, steps=5)
+    inputs = []
+    trainer.engine.step = lambda b, s, step=trainer.engine.step: (inputs.append(b), step(b, s))[1]
+    trainer.fit()
+    assert all(not torch.equal(a.x_in, b.x_in) for a, b in pairwise(inputs))
+    assert all(b.x.sort(0).values.equal(inputs[0].x.sort(0).values) for b in inputs), "the target stays clean"
+
+
+@pytest.mark.parametrize("n_rows", [None, 500])
+def test_a_source_that_runs_dry_is_no_endless_loop(rows, n_rows):
+    source = ff.ArraySource(rows)
+    source.n_rows = n_rows
+    with pytest.raises(ff.TrainingError, match="gave no batch"):
+        make(source, steps=100).fit()
+
+
+def test_shapes_are_checked_before_anything_else(rows):
+    model = ff.Autoencoder(5, 24)
+    with pytest.raises(ValueError, match=r"rows of shape \(5,\).*\(12,\)"):
+        ff.Trainer(model, ff.ArraySource(rows))
+    model = ff.Autoencoder(12, 24)
+    with pytest.raises(ValueError, match=r"targets of shape \(12,\).*\(3,\)"):
+        ff.Trainer(model, ff.ArraySource(rows, rows[:, :3]))
+    with pytest.raises(ValueError, match=r"rows of shape \(12,\).*\(3,\)"):
+        ff.Trainer(model, ff.ArraySource(rows), validation=ff.ArraySource(rows[:, :3]))
+    endless = ff.ArraySource(rows)
+    endless.n_rows = None
+    with pytest.raises(ValueError, match="never end"):
+        ff.Trainer(model, ff.ArraySource(rows), validation=endless)
+
+
+def test_objectives_that_cannot_be(rows):
+    with pytest.raises(ValueError, match="at least one term"):
+        make(rows, terms=[])
+    with pytest.raises(ValueError, match=r"term 'kl' needs logits.*activation 'topk'.*given by: activation sigmoid"):
+        make(rows, terms=["mse", "kl"])
+    with pytest.raises(ValueError, match="between 0 and 1, the preprocessed data between .* use preprocess minmax"):
+        make(rows, activation="sigmoid", network={"name": "linear", "output": "sigmoid"}).fit()
+
+
+# --------------------------------------------------------------------------------------------- the log
+
+
+def test_log_content(rows, tmp_path):
+    trainer = make(rows, tmp_path, activation={"name": "topk", "k": 2}, steps=25, log_every=10, dead_after=64)
+    history = trainer.fit()
+    assert read_metrics(tmp_path) == history == trainer._log.history
+    first, *lines, last = history
+    assert first == {
+        "step": 0,
+        "engine": "autograd (takes any model)",
+        "total_steps": 25,
+        "batch_size": 32,
+        "rows": 200,
+    }
+    assert [line["step"] for line in lines] == [10, 20, 25]
+    keys = "step samples loss mse auxk l0 fvu dead lr seconds rows_per_second"
+    assert all(set(line) == set(keys.split()) for line in lines)
+    assert [line["samples"] for line in lines] == [200 + 3 * 32, 400 + 6 * 32, 600 + 4 * 32]
+    assert all(math.isfinite(v) for line in lines for v in line.values())
+    assert all(line["l0"] <= 2 for line in lines)
+    assert last["summary"] == trainer.summary
+    assert last["skipped"] == 0
+    assert last["step"] == 25
+    assert set(last["summary"]) >= {"n_rows", "mse", "fvu", "explained_variance", "l0", "dead_fraction"}
+
+
+def test_fvu_of_the_log_is_the_batchs(rows):
+    trainer = make(rows, batch_size=200, steps=1, learning_rate=0)
+    line = trainer.fit()[1]
+    out = trainer.model(torch.from_numpy(rows))
+    error = (out.recon - out.x).square().sum().item()
+    spread = ((rows - rows.mean(0)) ** 2).sum()
+    assert line["fvu"] == pytest.approx(error / spread, rel=1e-4)
+    assert line["mse"] == pytest.approx(error / 200, rel=1e-5)
+    assert line["l0"] == pytest.approx((out.latents != 0).sum().item() / 200)
+
+
+def test_dead_latents_are_counted_in_rows(rows):
+    trainer = make(rows, steps=6, dead_after=3 * 32, learning_rate=0, activation={"name": "topk", "k": 1})
+    with torch.no_grad():
+        trainer.model.encoder.b_enc[0] = -1e6  # never fires
+        trainer.model.encoder.b_enc[1] = 1e6  # always fires
+    history = trainer.fit()
+    assert trainer.state.since_fired[0] == 6 * 32 == trainer.state.samples
+    assert trainer.state.since_fired[1] == 0
+    assert trainer.state.dead[0]
+    assert [r["dead"] for r in history if "dead" in r] == [0, 0, 23, 23, 23, 23]
+
+
+# ------------------------------------------------------------------------------------------- not finite
+
+
+def damaged(rows, row=17):
+    rows = rows.copy()
+    rows[row, 3] = np.nan
+    return rows
+
+
+def test_nan_stops_names_the_row_and_changes_nothing(rows):
+    trainer = make(damaged(rows), terms=["mse"])
+    before, inner = {}, trainer.engine.step
+
+    def step(batch, state):
+        before.update(bits(trainer))
+        return inner(batch, state)
+
+    trainer.engine.step = step
+    with pytest.raises(ff.TrainingError, match=r"step (\d+): NaN or infinity in row 17; remove or fill") as caught:
+        trainer.fit()
+    assert f"step {trainer.state.step}:" in str(caught.value)
+    assert trainer.state.step <= 6, "in the first epoch"
+    assert trainer.state.samples == 32 * trainer.state.step
+    assert same(bits(trainer), before)
+
+
+def test_skipping_counts_and_goes_on(rows, tmp_path):
+    trainer = make(damaged(rows), tmp_path, terms=["mse"], steps=21, on_nonfinite="skip", log_every=1)
+    seen = watch(trainer)
+    history = trainer.fit()
+    assert len(seen) == 21
+    bad = [step for step, r, _ in seen if 17 in r]
+    assert len(bad) == trainer.skipped == 3
+    assert trainer.state.step == 21
+    assert trainer.state.samples == sum(len(r) for step, r, _ in seen if step not in bad)
+    assert [r["step"] - 1 for r in history if "loss" in r] == [s for s in range(21) if s not in bad]
+    assert history[-1]["skipped"] == 3
+    assert "3 steps were not finite and were skipped" in trainer.describe()
+    assert all(torch.isfinite(t).all() for t in bits(trainer).values())
+    resumed = make(damaged(rows), tmp_path, terms=["mse"], steps=21, on_nonfinite="skip", log_every=1)
+    resumed.fit(resume=True)
+    assert resumed.skipped == 3
+
+
+def test_skipping_everything_is_no_success(rows):
+    with pytest.raises(ff.TrainingError, match="none of 5 steps was finite"):
+        make(damaged(rows), terms=["mse"], steps=5, batch_size=200, on_nonfinite="skip").fit()
+
+
+def test_overflow_says_that_the_data_are_not_the_reason(rows):
+    big = rows.copy()
+    big[5] = 1e30
+    with pytest.raises(ff.TrainingError, match="not finite, though the data are .*lower the learning rate, or rescale"):
+        make(big, terms=["mse"], batch_size=200).fit()
+
+
+# ------------------------------------------------------------------------------------------------ resume
+
+RESUMABLE = {
+    "adam": {},
+    "partial batches": {"batch_size": 48},
+    "corruption": {"corruption": "masking"},
+    "preprocess": {"preprocess": "standardize"},
+    "validation": {"validation_fraction": 0.2, "validate_every": 4},
+    "patience": {"validation_fraction": 0.2, "validate_every": 2, "patience": 3, "learning_rate": 0.1},
+    "schedules": {
+        "activation": {"name": "topk", "k": 6},
+        "schedules": {"activation.k": [(0, 6), (1, 2)], "mse.weight": [(0, 1), (1, 2)]},
+    },
+    "full batch": {"batch_size": 200},
+    "lbfgs": {
+        "optimizer": "lbfgs",
+        "batch_size": None,
+        "activation": "sigmoid",
+        "terms": ["mse", "kl", "weight_decay"],
+    },
+    "float64": {"dtype": "float64"},
+    "warmup and clipping": {"lr_warmup": 0.5, "clip_norm": 0.5},
+}
+
+
+@quiet
+@pytest.mark.parametrize("kill", [[13], [1, 6, 7, 19], [29]], ids=str)
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_a_resumed_run_has_the_bits_and_the_log_of_one_that_was_not(rows, tmp_path, name, kill):
+    settings = {"checkpoint_every": 3, "log_every": 2, **RESUMABLE[name]}
+    whole = make(rows, tmp_path / "whole", **settings)
+    whole.fit()
+    for at in kill:
+        part = make(rows, tmp_path / "parts", **settings)
+        if at >= whole.state.step:
+            continue
+        inner = part._step
+        part._step = lambda batch, part=part, at=at, inner=inner: (
+            inner(batch) if part.state.step < at else (_ for _ in ()).throw(Killed)
+        )
+        with pytest.raises(Killed):
+            part.fit(resume=True)
+    last = make(rows, tmp_path / "parts", **settings)
+    seen = watch(last)
+    last.fit(resume=True)
+    done = max((a // 3 * 3 for a in kill if a < whole.state.step), default=0)
+    assert [step for step, _, _ in seen] == list(range(done, whole.state.step)), "it went on, and did not start again"
+    assert same(bits(last), bits(whole))
+    assert last.state.samples == whole.state.samples
+    assert timeless(last._log.history) == timeless(whole._log.history)
+    assert read_metrics(tmp_path / "parts") == last._log.history
+    assert last.model.config() == whole.model.config()
+    assert last.summary == whole.summary
+
+
+@quiet
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_a_finished_run_resumed_does_nothing(rows, tmp_path, name):
+    whole = make(rows, tmp_path, **RESUMABLE[name], checkpoint_every=1)
+    whole.fit()
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    again = make(rows, tmp_path, **RESUMABLE[name], checkpoint_every=1)
+    seen = watch(again)
+    again.fit(resume=True)
+    assert seen == []
+    assert same(bits(again), bits(whole))
+    assert again.model.config() == whole.model.config(), "k is the last one, not the first"
+    assert again.summary == whole.summary
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log, "one summary, not two"
+
+
+def test_resume_without_a_checkpoint_starts(rows, tmp_path):
+    fresh, resumed = make(rows, tmp_path / "a"), make(rows, tmp_path / "b")
+    fresh.fit()
+    resumed.fit(resume=True)
+    assert same(bits(fresh), bits(resumed))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"steps": 40}, "train.steps was 30 and is 40"),
+        ({"batch_size": 16}, "train.batch_size was 32 and is 16"),
+        ({"learning_rate": 0.5}, "train.learning_rate was 0.001 and is 0.5"),
+        ({"seed": 1}, "train.seed was 0 and is 1"),
+        ({"activation": {"name": "topk", "k": 3}}, "model.activation.k was 1 and is 3"),
+        ({"activation": "relu"}, "model.activation.name was 'topk' and is 'relu'"),
+        ({"terms": ["mse", {"name": "auxk", "weight": 0.5}]}, "terms.1.weight was 0.03125 and is 0.5"),
+        ({"corruption": "gaussian"}, "corruption was None and is"),
+        ({"preprocess": "standardize"}, "model.preprocess was None and is"),
+        ({"validation_fraction": 0.1}, "data was .*train.validation_fraction was 0.0 and is 0.1"),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference(rows, tmp_path, change, sentence):
+    make(rows, tmp_path).fit()
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=f"cannot resume from .*{sentence}") as caught:
+        make(rows, tmp_path, **change).fit(resume=True)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+def test_other_data_are_refused(rows, tmp_path):
+    make(rows, tmp_path).fit()
+    other = rows.copy()
+    other[7, 7] += 1e-6
+    with pytest.raises(ValueError, match="data was '[0-9a-f]+.* and is '"):
+        make(other, tmp_path).fit(resume=True)
+
+
+@quiet
+def test_what_does_not_touch_the_numbers_may_change(rows, tmp_path):
+    kill_at(make(rows, tmp_path, checkpoint_every=5), 12)
+    trainer = make(rows, tmp_path, checkpoint_every=7, log_every=1, engine="autograd", device="cpu")
+    seen = watch(trainer)
+    trainer.fit(resume=True)
+    assert len(seen) == 20
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten(rows, tmp_path):
+    """The old checkpoints would outlive the new, lower-numbered ones."""
+    make(rows, tmp_path).fit()
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(FileExistsError, match="holds the checkpoints of a run; resume it, or choose another folder"):
+        make(rows, tmp_path, steps=5).fit()
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+def test_two_checkpoints_are_kept(rows, tmp_path):
+    make(rows, tmp_path, checkpoint_every=4).fit()
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000028.safetensors", "step-000000030.safetensors"]
+    make(rows, tmp_path / "last", checkpoint_every=0).fit()
+    assert [p.name for p in (tmp_path / "last" / "checkpoints").iterdir()] == ["step-000000030.safetensors"]
+
+
+def test_a_damaged_checkpoint_is_an_error_and_the_one_before_goes_on(rows, tmp_path):
+    whole = make(rows, tmp_path, checkpoint_every=10)
+    whole.fit()
+    newest = checkpoint.latest(tmp_path / "checkpoints")
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(data)
+    with pytest.raises(
+        ff.ModelFileError, match="step-000000030.*without this file --resume goes on from the one before"
+    ):
+        make(rows, tmp_path, checkpoint_every=10).fit(resume=True)
+    newest.unlink()
+    trainer = make(rows, tmp_path, checkpoint_every=10)
+    seen = watch(trainer)
+    trainer.fit(resume=True)
+    assert len(seen) == 10
+    assert same(bits(trainer), bits(whole))
+
+
+def test_a_checkpoint_is_read_by_name_not_by_place(rows, tmp_path):
+    """Rewritten with its tensors in another order, it resumes the same."""
+    whole = make(rows, tmp_path, checkpoint_every=10)
+    whole.fit()
+    (tmp_path / "checkpoints" / "step-000000030.safetensors").unlink()
+    path = tmp_path / "checkpoints" / "step-000000020.safetensors"
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, dict(reversed(tensors.items())), metadata)
+    trainer = make(rows, tmp_path, checkpoint_every=10)
+    trainer.fit(resume=True)
+    assert same(bits(trainer), bits(whole))
+
+
+# ------------------------------------------------------------------------------------- killed for real
+
+# Imports torch once, then trains in a process of its own for every folder that it is told.
+NURSERY = """
+import os, sys, numpy as np
+import fewfire as ff
+
+def train(folder, data):
+    model = ff.Autoencoder(12, 24, {"name": "topk", "k": 3}, preprocess="standardize")
+    config = ff.TrainConfig(steps=120, batch_size=48, checkpoint_every=1, log_every=1, dead_after=96)
+    trainer = ff.Trainer(model, ff.ArraySource(np.load(data)), config=config, corruption=ff.Masking(0.2), folder=folder,
+                         progress=False)
+    inner = trainer.engine.step
+    def step(batch, state):
+        if not hasattr(trainer, "begun"):
+            trainer.begun = True
+            print("from", state.step, os.getpid(), flush=True)
+        return inner(batch, state)
+    trainer.engine.step = step
+    trainer.fit(resume=True)
+    ff.save(model, folder + "/model")
+
+for folder in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        train(folder.strip(), sys.argv[1])
+        os._exit(0)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_killed_five_times_resumed_same_bits(rows, tmp_path):
+    np.save(tmp_path / "rows.npy", rows)
+    package = str(Path(ff.__file__).parent.parent)
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", NURSERY, str(tmp_path / "rows.npy")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": package},
+        text=True,
+    )
+
+    def start(folder):
+        nursery.stdin.write(f"{tmp_path / folder}\n")
+        nursery.stdin.flush()
+        word, step, process = nursery.stdout.readline().split()
+        assert word == "from"
+        return int(step), int(process)
+
+    clock, started = random.Random(0), []
+    try:
+        for _ in range(5):
+            step, process = start("parts")
+            started.append(step)
+            time.sleep(clock.uniform(0.02, 0.25))
+            os.kill(process, signal.SIGKILL)
+            assert nursery.stdout.readline() == "ended -9\n", "done before it was killed: give it more steps"
+        started.append(start("parts")[0])
+        assert nursery.stdout.readline() == "ended 0\n"
+        assert start("whole")[0] == 0
+        assert nursery.stdout.readline() == "ended 0\n"
+    finally:
+        nursery.kill()
+        nursery.communicate()
+    assert started == sorted(started)
+    assert started[0] == 0
+    assert started[-1] > started[1] > 0, "it started again instead of going on"
+    assert read_steps(tmp_path / "parts") == read_steps(tmp_path / "whole") == [0, *range(1, 121), 120]
+    for name in ("checkpoints/step-000000120.safetensors", "model/model.safetensors"):
+        parts, whole = (load_tensors(tmp_path / run / name)[0] for run in ("parts", "whole"))
+        assert same(parts, whole)
+    logs = [timeless(read_metrics(tmp_path / run)) for run in ("parts", "whole")]
+    assert logs[0] == logs[1]
+
+
+def read_steps(folder):
+    return [record["step"] for record in read_metrics(folder)]
+
+
+# ----------------------------------------------------------------------------- validation, early stopping
+
+
+def test_validation_rows_are_never_trained_on(rows):
+    trainer = make(rows, validation_fraction=0.25, steps=60)
+    seen = watch(trainer)
+    trainer.fit()
+    trained = {row for _, r, _ in seen for row in r}
+    held_out = {int(r) for b in trainer.validation.batches(64, shuffle=False) for r in b.rows}
+    assert len(held_out) == 50
+    assert trained | held_out == set(range(200))
+    assert not trained & held_out
+    assert trainer.summary["n_rows"] == 50
+
+
+def test_validation_is_logged_and_is_the_objective(rows):
+    trainer = make(
+        rows, validation_fraction=0.25, steps=7, validate_every=3, terms=["mse", {"name": "l1", "weight": 0.5}]
+    )
+    history = trainer.fit()
+    lines = [r for r in history if "val_loss" in r]
+    assert [r["step"] for r in lines] == [3, 6, 7]
+    x = next(trainer.validation.batches(50, shuffle=False)).x
+    with torch.no_grad():
+        out = trainer.model(x)
+    expected = (out.recon - x).square().sum() / 50 + 0.5 * out.latents.abs().sum() / 50
+    assert lines[-1]["val_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert lines[-1]["val_fvu"] == pytest.approx(trainer.summary["fvu"], rel=1e-4)
+
+
+def test_a_denoiser_is_validated_with_the_same_noise_each_time(rows):
+    trainer = make(rows, validation_fraction=0.5, corruption="masking", learning_rate=0, validate_every=1, steps=5)
+    losses = {r["val_loss"] for r in trainer.fit() if "val_loss" in r}
+    assert len(losses) == 1
+
+
+def test_early_stopping_keeps_the_best_weights(rows):
+    trainer = make(
+        rows,
+        validation_fraction=0.3,
+        validate_every=1,
+        patience=4,
+        learning_rate=0.3,
+        steps=200,
+        lr_schedule="constant",
+    )
+    kept, inner = {}, trainer._validate
+
+    def validate(source):
+        inner(source)
+        kept[trainer.state.step] = {n: t.detach().clone() for n, t in trainer.model.state_dict().items()}
+
+    trainer._validate = validate
+    history = trainer.fit()
+    losses = {r["step"]: r["val_loss"] for r in history if "val_loss" in r}
+    best = min(losses, key=losses.get)
+    assert trainer.state.step == best + 4 < 200
+    assert best > 1
+    assert same(trainer.model.state_dict(), kept[best])
+    assert not torch.equal(kept[best]["encoder.W_enc"], kept[best + 4]["encoder.W_enc"])
+
+
+def test_without_patience_the_last_weights_stay(rows):
+    settings = {"validate_every": 1, "learning_rate": 0.3, "steps": 20}
+    watched = make(rows, validation_fraction=0.3, **settings)
+    watched.fit()
+    plain = ff.Trainer(
+        ff.Autoencoder(12, 24), watched.source, config=ff.TrainConfig(batch_size=32, **settings), progress=False
+    )
+    plain.fit()
+    assert same(plain.model.state_dict(), watched.model.state_dict())
+
+
+# ---------------------------------------------------------------------------------------- words to people
+
+
+def idle_l1(rows):
+    trainer = make(rows, activation="relu", terms=["mse", {"name": "l1", "weight": 1e-6}], steps=3)
+    with torch.no_grad():
+        trainer.model.encoder.b_enc += 100  # everything fires
+    return trainer
+
+
+def test_a_penalty_that_did_nothing_is_a_warning(rows):
+    with pytest.warns(
+        ff.SparsityWarning, match=r"L1 penalty did nothing: .* of 24 latents fire per row; raise its weight"
+    ):
+        idle_l1(rows).fit()
+    with pytest.warns(ff.SparsityWarning, match=r"KL penalty did not reach its target.*rho 0.05; raise its weight"):
+        make(rows, activation="sigmoid", terms=["mse", {"name": "kl", "weight": 1e-6}], steps=3).fit()
+
+
+def test_a_penalty_that_worked_is_not(rows):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(
+            rows,
+            activation="relu",
+            preprocess="standardize",
+            terms=["mse", {"name": "l1", "weight": 5.0}],
+            steps=300,
+            learning_rate=1e-2,
+        ).fit()
+        make(
+            rows, activation="sigmoid", terms=["mse", {"name": "kl", "weight": 50}], steps=400, learning_rate=3e-2
+        ).fit()
+
+
+def test_the_warning_points_at_the_callers_line(rows):
+    with pytest.warns(ff.SparsityWarning) as caught:
+        idle_l1(rows).fit()
+    assert caught[0].filename == __file__
+
+
+def test_silence_and_a_sentence(rows, capsys):
+    make(rows).fit()
+    assert capsys.readouterr() == ("", "")
+    trainer = ff.Trainer(ff.Autoencoder(12, 24), ff.ArraySource(rows), config=ff.TrainConfig(steps=5))
+    trainer.fit()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == trainer.describe() + "\n", "no progress for work of a moment"
+    assert "5 steps in" in err
+    assert "of 24 latents fire per row" in err
+
+
+def test_progress_lines_come_after_seconds(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    lines = progress.make_progress(None)
+    assert isinstance(lines, progress.LineProgress)
+    lines.start(1000, 0)
+    for step, now in enumerate(np.arange(100.0, 112.0, 0.5)):  # noqa: B007
+        lines.advance(step, 12345.6, {"loss": 0.51234, "l0": 3.0, "mse": 1.0})
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == [
+        "step 10/1000  loss 0.5123  l0 3  12,346 rows/s",
+        "step 20/1000  loss 0.5123  l0 3  12,346 rows/s",
+    ]
+    lines.start(3, 0)
+    now += 1.0
+    lines.advance(3, 1.0, {})
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar(rows, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert isinstance(progress.make_progress(None), progress.TerminalProgress)
+    bar = progress.TerminalProgress()
+    bar.start(10, 3)
+    bar.advance(10, 5.0, {"loss": 0.25})
+    bar.stop()
+    err = capsys.readouterr().err
+    assert "10/10" in err
+    assert "loss 0.25" in err
+
+
+def test_the_bar_is_put_away_when_training_fails(rows):
+    trainer = make(damaged(rows), terms=["mse"])
+    calls = []
+    trainer.progress = type(
+        "Recorder", (), {n: lambda self, *a, n=n: calls.append(n) for n in ("start", "advance", "stop")}
+    )()
+    with pytest.raises(ff.TrainingError):
+        trainer.fit()
+    assert calls[0] == "start"
+    assert calls[-1] == "stop"
+
+
+# ----------------------------------------------------------------------------------------------- results
+
+
+def test_lbfgs_reaches_a_lower_loss_than_adam(rows):
+    scaled = (rows - rows.min(0)) / np.ptp(rows, 0)
+
+    def loss(optimizer, **settings):
+        trainer = make(
+            scaled,
+            activation="sigmoid",
+            network={"name": "linear", "output": "sigmoid"},
+            terms=[
+                {"name": "mse", "weight": 0.5},
+                {"name": "kl", "weight": 0.1},
+                {"name": "weight_decay", "weight": 1e-4},
+            ],
+            batch_size=200,
+            optimizer=optimizer,
+            **settings,
+        )
+        trainer.fit()
+        return [r["loss"] for r in trainer._log.history if "loss" in r][-1]
+
+    lbfgs = loss("lbfgs", steps=100)
+    assert lbfgs < 0.8 * loss("adam", steps=250, learning_rate=1e-2), "with the same number of gradients"
+
+
+def test_the_same_seed_gives_the_same_bits_another_does_not(rows):
+    runs = [make(rows, corruption="gaussian", seed=seed, steps=10) for seed in (1, 1, 2)]
+    for trainer in runs:
+        trainer.fit()
+    assert same(bits(runs[0]), bits(runs[1]))
+    assert not torch.equal(runs[0].model.encoder.W_enc, runs[2].model.encoder.W_enc)
+
+
+def test_logging_checkpoints_and_validation_do_not_touch_the_numbers(rows, tmp_path):
+    plain, busy = make(rows), make(rows, tmp_path, log_every=1, checkpoint_every=1)
+    plain.fit()
+    busy.fit()
+    assert same(bits(plain), bits(busy))
+
+
+def test_metrics_is_strict_json(rows, tmp_path):
+    make(damaged(rows), tmp_path, terms=["mse"], on_nonfinite="skip", log_every=1).fit()
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+
+
+def test_memory_does_not_grow_with_the_steps(rows):
+    """What is kept per step is the log's line; tensors are not."""
+    import gc
+
+    trainer = make(rows, steps=300, log_every=300)
+    counts = {}
+    inner = trainer._step
+
+    def step(batch):
+        if trainer.state.step in (50, 299):
+            gc.collect()
+            counts[trainer.state.step] = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+        return inner(batch)
+
+    trainer._step = step
+    trainer.fit()
+    assert counts[299] <= counts[50] + 2
