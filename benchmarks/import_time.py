@@ -15,6 +15,10 @@ allows that.
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import argparse
 import shutil
 import statistics

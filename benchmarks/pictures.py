@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 import fewfire as ff
 from fewfire.demo import DEMOS
-from fewfire.evaluate import Evaluation
+from fewfire.evaluation import Evaluation
 from fewfire.runs import RunConfig, train
 
 

@@ -17,7 +17,7 @@ How the settings were chosen: reconstruction, rate, its schedule and the L1 weig
 the probe on 5,000 or 10,000 rows held out from the training set (``--choose`` trains on 55,000 and prints the probe of
 the other 5,000; the goals are for the test set). Nothing was chosen on the test set. The held-out rows are harder: raw
 pixels score 90.9 % there. For KL a cosine was worth 0.3 points over the default schedule, and rates of 0.001, 0.002
-and 0.003 were equal within 0.1; the last gives the sparsest codes. Between seeds the probe scatters by about 0.1 points.
+and 0.003 were equal within 0.1; the last gives the sparsest codes. From seed to seed the probe scatters by 0.1 points.
 
 Beside ours: the same exercise in a plain torch script that we wrote before the library, with the same kind of probe.
 """
@@ -34,7 +34,7 @@ from pathlib import Path
 
 import fewfire as ff
 from fewfire.contracts import Source
-from fewfire.evaluate import evaluate
+from fewfire.evaluation import evaluate
 from measure import CpuSeconds, Labelled, Mnist, mnist, print_table, print_title, probe
 
 PLAIN, LOGISTIC = {"name": "linear"}, {"name": "linear", "output": "sigmoid"}

@@ -116,9 +116,7 @@ class RoughGaussian(Activation):
         mean, logvar = self.mean_logvar(pre_acts)
         if state is None:
             return mean
-        noise = torch.randn(
-            mean.shape, generator=rng.generator(state.seed, "latents", state.step), dtype=mean.dtype
-        )
+        noise = torch.randn(mean.shape, generator=rng.generator(state.seed, "latents", state.step), dtype=mean.dtype)
         return mean + noise * (logvar / 2).exp()
 
     def mean_logvar(self, pre_acts):

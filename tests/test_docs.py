@@ -40,4 +40,4 @@ def test_examples_run(page, tmp_path, monkeypatch):
     assert blocks
     namespace = {}
     for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)  # noqa: S102
+        exec(compile(block, str(page), "exec"), namespace)

@@ -13,7 +13,7 @@ FLOORS = {
     7: ["report"],
     6: ["runs"],
     5: ["trainer", "plot"],
-    4: ["engines", "evaluate", "files", "outputs", "tracking"],
+    4: ["engines", "evaluation", "files", "outputs", "tracking"],
     3: ["autoencoder"],
     2: ["activations", "sources"],
     1: ["terms", "networks", "corruptions", "preprocess"],
@@ -48,9 +48,7 @@ def test_imports_only_lower_floors(path):
         return
     assert room in FLOOR, f"{room} has no floor; add it to FLOORS and to docs/architecture.md"
     for other in imports_of(ast.parse(path.read_text())) - {room}:
-        assert FLOOR[other] < FLOOR[room], (
-            f"{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
-        )
+        assert FLOOR[other] < FLOOR[room], f"{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
 
 
 def test_every_floor_is_inhabited():
@@ -67,6 +65,4 @@ def test_a_sideways_import_is_seen():
 
 def test_no_module_is_too_long():
     for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 500, (
-            f"{path.name} has grown past 500 lines: make it a folder"
-        )
+        assert len(path.read_text().splitlines()) <= 500, f"{path.name} has grown past 500 lines: make it a folder"

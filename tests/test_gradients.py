@@ -175,9 +175,7 @@ def test_straight_through_activation(name):
     activation = ours[Activation][name]()
     activation.build(16)
     activation.double()
-    pre = torch.randn(
-        64, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    ).requires_grad_()
+    pre = torch.randn(64, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     grad = torch.randn(64, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (ours_grad,) = torch.autograd.grad(activation(pre), pre, grad)
     expected = STRAIGHT_THROUGH[name](activation, pre.detach().numpy(), grad.numpy())

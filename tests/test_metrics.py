@@ -36,10 +36,7 @@ def test_constant_data(recon, expected):
 
 
 def test_float16_does_not_overflow():
-    x = (
-        torch.full((4, 1024), 1000.0, dtype=torch.float16)
-        * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]).half()
-    )
+    x = torch.full((4, 1024), 1000.0, dtype=torch.float16) * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]).half()
     assert metrics.mse(x, torch.zeros_like(x)) == pytest.approx(1e6)
 
 

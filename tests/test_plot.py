@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from fewfire import plot
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Layout
-from fewfire.evaluate import Evaluation
+from fewfire.evaluation import Evaluation
 from fewfire.plot.features import _ranking
 from fewfire.sources import ArraySource
 

@@ -14,6 +14,12 @@ def test_listed_and_there():
     assert set(ff.__all__) <= set(dir(ff))
 
 
+def test_a_public_name_is_never_hidden_by_a_module_of_the_same_name():
+    """Importing ``fewfire.x`` binds the module to ``fewfire.x``, and the function of that name is gone."""
+    modules = {m.removeprefix("fewfire.") for m in ff._HOME}
+    assert not modules & set(ff._WHERE)
+
+
 def test_unknown_name():
     try:
         ff.Autoencodr  # noqa: B018

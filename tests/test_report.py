@@ -14,7 +14,7 @@ import torch
 from fewfire import files
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Layout
-from fewfire.evaluate import Evaluation, evaluate
+from fewfire.evaluation import Evaluation, evaluate
 from fewfire.report import METRICS, charts, words, write_report
 from fewfire.report import gather as gathering
 from fewfire.runs import Run, load_config, open_run, train

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fewfire.contracts import Batch, ForwardOutput, Layout, Source, SparseCodes, TrainState
     from fewfire.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
     from fewfire.disk import ModelFileError
-    from fewfire.evaluate import evaluate
+    from fewfire.evaluation import evaluate
     from fewfire.files import load, save
     from fewfire.networks import Linear, Network
     from fewfire.preprocess import Preprocess
@@ -32,7 +32,7 @@ _HOME = {
     "fewfire.contracts": ("Batch", "ForwardOutput", "Layout", "Source", "SparseCodes", "TrainState"),
     "fewfire.corruptions": ("Corruption", "GaussianNoise", "Masking", "SaltAndPepper"),
     "fewfire.disk": ("ModelFileError",),
-    "fewfire.evaluate": ("evaluate",),
+    "fewfire.evaluation": ("evaluate",),
     "fewfire.files": ("load", "save"),
     "fewfire.networks": ("Linear", "Network"),
     "fewfire.preprocess": ("Preprocess",),

@@ -38,6 +38,8 @@ class Activation(Named, nn.Module):
     """pre-activations per latent"""
     smooth: ClassVar[bool] = True
     """False for a straight-through gradient: tests then compare with a formula, not with finite differences"""
+    exact_zeros: ClassVar[bool] = True
+    """False where no latent is ever 0, so that to count those that fire, or never do, says little"""
     unit_norm: ClassVar[bool] = False
     """whether decoder rows are kept at unit norm unless the user says otherwise"""
 
@@ -69,6 +71,7 @@ class Sigmoid(Activation):
     """Logistic units ``a = 1 / (1 + exp(-z))``: the course's first autoencoder. Made sparse by ``KLSparsity``."""
 
     gives = frozenset({"logits"})
+    exact_zeros = False
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         return torch.sigmoid(pre_acts)

@@ -64,7 +64,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
 ) -> None:
     """How well and how sparsely the model describes the rows."""
-    from fewfire.evaluate import evaluate as measure
+    from fewfire.evaluation import evaluate as measure
     from fewfire.report import METRICS
     from fewfire.runs import open_run
 

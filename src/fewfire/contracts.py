@@ -110,7 +110,7 @@ class StepReport:
     """What an engine says of one step."""
 
     scalars: dict[str, Tensor]
-    """"loss", then every term by its label, before its weight. Tensors until they are logged."""
+    """"loss", every term by its label before its weight, "l0". Tensors until they are logged."""
     fired: Tensor
     """(L,) bool, which latents fired on some row of the batch"""
     bad_rows: Tensor | None = None

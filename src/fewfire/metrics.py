@@ -45,7 +45,7 @@ def explained_variance(x: Tensor, recon: Tensor) -> float:
 
 def unexplained(squared_error: float, squared_deviation: float) -> float:
     """FVU from its two sums. Data without variance: 0 when reproduced exactly, else 1 (as scikit-learn's r2_score)."""
-    if squared_deviation > 0:
+    if squared_deviation != 0:  # NaN among them, which must come out as NaN
         return squared_error / squared_deviation
     return 0.0 if squared_error == 0 else 1.0
 

@@ -81,7 +81,6 @@ class AutogradEngine:
         active = self.model.activation.active(out.latents)
         rows = len(active)
         scalars["l0"] = active.sum() / rows
-        scalars["squared_error"] = (out.recon - out.x).square().sum() / rows
         return StepReport(scalars, as_latent_mask(active))
 
     def _uncommitted(self, batch: Batch, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewfire.evaluate import Evaluation
+from fewfire.evaluation import Evaluation
 from fewfire.plot.drawing import STYLE, axes, dress
 from fewfire.tracking import read_metrics
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Layout
-from fewfire.evaluate import Evaluation
+from fewfire.evaluation import Evaluation
 from fewfire.plot.drawing import STYLE, axes, dress, mosaic, plain_text, show, title
 
 if TYPE_CHECKING:

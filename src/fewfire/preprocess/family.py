@@ -60,9 +60,7 @@ class Preprocess(Named, nn.Module):
         values = self._fit(_checked(stream(), self.name))
         for name, value in values.items():
             if not value.isfinite().all():
-                raise ValueError(
-                    f"{self.name} overflowed: its {name} is not finite; scale the data down first"
-                )
+                raise ValueError(f"{self.name} overflowed: its {name} is not finite; scale the data down first")
         for name, value in values.items():
             setattr(self, name, value)
         return self
@@ -132,13 +130,9 @@ class Preprocess(Named, nn.Module):
             raise ValueError(f"{self.name} is not fitted; call fit(stream) or load_state_dict(...) first")
         if not isinstance(x, Tensor) or not x.is_floating_point():
             came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(
-                f"{what} must be a floating-point tensor, not {came}; convert it, e.g. with .float()"
-            )
+            raise TypeError(f"{what} must be a floating-point tensor, not {came}; convert it, e.g. with .float()")
         if x.ndim < 2:
-            raise ValueError(
-                f"{what} must be (B, *row shape), got shape {tuple(x.shape)}; one row is x[None]"
-            )
+            raise ValueError(f"{what} must be (B, *row shape), got shape {tuple(x.shape)}; one row is x[None]")
         shape = tuple(getattr(self, self.fitted_names[0]).shape) if self.fitted_names else ()
         # Unchecked, a mean of (5,) would quietly broadcast rows of (1,) to (5,).
         if shape and tuple(x.shape[1:]) != shape:
@@ -183,21 +177,15 @@ def _checked(blocks: Iterable[Tensor], name: str) -> Iterator[Tensor]:
     for block in blocks:
         if not isinstance(block, Tensor) or not block.is_floating_point():
             came = block.dtype if isinstance(block, Tensor) else type(block).__name__
-            raise TypeError(
-                f"{name} is fitted on floating-point tensors (B, *row shape); the stream gave {came}"
-            )
+            raise TypeError(f"{name} is fitted on floating-point tensors (B, *row shape); the stream gave {came}")
         if block.ndim < 2 or (shape is not None and block.shape[1:] != shape):
             expected = "(B, *row shape)" if shape is None else f"rows of shape {tuple(shape)}"
-            raise ValueError(
-                f"{name} is fitted on {expected}; the stream gave a block of {tuple(block.shape)}"
-            )
+            raise ValueError(f"{name} is fitted on {expected}; the stream gave a block of {tuple(block.shape)}")
         shape = block.shape[1:]
         bad = ~block.flatten(1).isfinite().all(1)
         if bad.any():
             row = seen + int(bad.nonzero()[0])
-            raise ValueError(
-                f"{name} cannot be fitted: row {row} of the stream holds NaN or infinity; drop or fill it"
-            )
+            raise ValueError(f"{name} cannot be fitted: row {row} of the stream holds NaN or infinity; drop or fill it")
         seen += len(block)
         if len(block):
             yield block

@@ -166,9 +166,7 @@ class Whiten(Preprocess, name="whiten"):
         super().__init__()
         self.eps = eps
         if not 0 < eps < float("inf"):
-            raise ValueError(
-                f"whiten needs eps above 0, got {eps}; 0.01 is usual, smaller whitens more and more noise"
-            )
+            raise ValueError(f"whiten needs eps above 0, got {eps}; 0.01 is usual, smaller whitens more and more noise")
 
     def _fit(self, blocks: Iterator[Tensor]) -> Mapping[str, Tensor]:
         mean, covariance = _mean_and_covariance(blocks)

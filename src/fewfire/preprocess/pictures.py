@@ -35,9 +35,7 @@ def whiten_1_over_f(image: npt.NDArray[Any], f0: float = 0.4, power: float = 4.0
     """
     image = np.asarray(image)
     if image.ndim != 2 or image.size == 0 or image.dtype.kind not in "biuf":
-        raise ValueError(
-            f"expected one grey picture (h, w) of numbers, got {image.dtype} of shape {image.shape}"
-        )
+        raise ValueError(f"expected one grey picture (h, w) of numbers, got {image.dtype} of shape {image.shape}")
     if f0 <= 0 or power <= 0:
         raise ValueError(f"f0 and power must be above 0, got f0={f0}, power={power}")
     if not np.isfinite(image).all():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Source
-from fewfire.evaluate import Evaluation
+from fewfire.evaluation import Evaluation
 
 __all__ = ["Example", "Gathered", "gather"]
 

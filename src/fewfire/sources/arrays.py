@@ -192,18 +192,14 @@ def _as_storage(data: Any, what: str) -> Storage:
         storage = _as_numpy(data, what)
         real = storage.dtype.kind in "biuf"
     if not real:
-        raise TypeError(
-            f"{what} must hold real numbers, got dtype {storage.dtype}; convert or drop what is not one"
-        )
+        raise TypeError(f"{what} must hold real numbers, got dtype {storage.dtype}; convert or drop what is not one")
     if storage.ndim < 2:
         raise ValueError(
             f"{what} must be (n, columns) or (n, *row shape), got shape {tuple(storage.shape)}; "
             f"one column is {what}.reshape(-1, 1), one row {what}.reshape(1, -1)"
         )
     if 0 in storage.shape:
-        raise ValueError(
-            f"{what} must have at least one row and one column, got shape {tuple(storage.shape)}"
-        )
+        raise ValueError(f"{what} must have at least one row and one column, got shape {tuple(storage.shape)}")
     return _borrow(storage) if isinstance(storage, np.ndarray) else storage
 
 
@@ -211,9 +207,7 @@ def _as_numpy(data: Any, what: str) -> npt.NDArray[Any]:
     if isinstance(data, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array, whose mask would be lost; pass {what}.filled(value)")
     if hasattr(data, "toarray"):
-        raise TypeError(
-            f"{what} is sparse ({type(data).__name__}), expected a dense array; pass {what}.toarray()"
-        )
+        raise TypeError(f"{what} is sparse ({type(data).__name__}), expected a dense array; pass {what}.toarray()")
     if isinstance(data, np.memmap):
         return data
     try:

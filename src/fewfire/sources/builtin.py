@@ -149,9 +149,7 @@ def _cut(pictures: Sequence[npt.NDArray[Any]], size: int, n: int, seed: int) -> 
     for picture, usable in zip(pictures, inner, strict=True):
         if min(usable.shape) < size:
             least = size + 2 * _MARGIN
-            raise ValueError(
-                f"patches of {size} pixels need pictures of {least} or more, got {picture.shape}"
-            )
+            raise ValueError(f"patches of {size} pixels need pictures of {least} or more, got {picture.shape}")
     windows = [sliding_window_view(usable, (size, size)) for usable in inner]  # (rows, columns, size, size)
     ends = np.cumsum([view.shape[0] * view.shape[1] for view in windows])
     drawn = torch.randint(int(ends[-1]), (n,), generator=rng.generator(seed, "patches")).numpy()

@@ -36,9 +36,7 @@ class NpySource(ArraySource):
         It is not a ``.npy`` file, is cut short, or holds something else than rows of real numbers.
     """
 
-    def __init__(
-        self, path: str | Path, *, layout: Layout | None = None, suggested_preprocess: Spec = None
-    ) -> None:
+    def __init__(self, path: str | Path, *, layout: Layout | None = None, suggested_preprocess: Spec = None) -> None:
         path = Path(path)
         array = _map_npy(path)
         try:

@@ -48,9 +48,7 @@ def open_source(data: Any, *, kind: str | None = None, **options: Any) -> Source
         raise ValueError(f"kind={kind!r} is for paths; this is a {type(data).__name__}")
     if hasattr(data, "batches"):
         if options:
-            raise ValueError(
-                f"a source is handed through as it is and takes no options, got {_names(options)}"
-            )
+            raise ValueError(f"a source is handed through as it is and takes no options, got {_names(options)}")
         source: Source = data
         return source
     if not hasattr(data, "__array__") and not hasattr(data, "toarray") and not isinstance(data, list | tuple):

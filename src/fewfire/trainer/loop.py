@@ -22,7 +22,7 @@ from fewfire.corruptions import Corruption
 from fewfire.disk import ModelFileError
 from fewfire.engines import choose
 from fewfire.engines.autograd import labelled, objective
-from fewfire.evaluate import evaluate
+from fewfire.evaluation import evaluate
 from fewfire.networks import Network
 from fewfire.terms import MSE, Term
 from fewfire.tracking import MetricsLog
@@ -324,10 +324,11 @@ class Trainer:
         s = self.summary
         dead = round(s["dead_fraction"] * s["n_latents"])
         skipped = f"; {self.skipped} steps were not finite and were skipped" if self.skipped else ""
+        fire, never = ("fire", "fire") if self.model.activation.exact_zeros else ("exceed one half", "do")
         return (
             f"{self.state.step:,} steps in {self._seconds:.1f} s: {s['explained_variance']:.1%} of variance explained, "
-            f"{s['l0']:.1f} of {s['n_latents']:,} latents fire per row, mean activation {s['mean_activation']:.3g}, "
-            f"{dead} never fire{skipped}"
+            f"mean activation {s['mean_activation']:.3g}, {s['l0']:.1f} of {s['n_latents']:,} latents {fire} per row, "
+            f"{dead} never {never}{skipped}"
         )
 
     # ------------------------------------------------------------------------------ log and checkpoints
@@ -351,9 +352,9 @@ class Trainer:
 
     def _write_log(self, batch: Batch, report: StepReport, speed: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
-        spread = float((batch.x - batch.x.mean(0)).double().square().sum()) / len(batch.x)
-        values = {**scalars, "fvu": metrics.unexplained(scalars.pop("squared_error"), spread)}
-        values.pop("squared_error")
+        with torch.no_grad():  # a hundredth of the steps, so that the others need not compute it
+            recon = self.model(batch.x_in, batch.x).recon
+        values = {**scalars, "fvu": metrics.fvu(batch.x, recon)}
         dead = int(self.state.dead.sum())
         self._log.log(
             self.state.step,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 from torch import Tensor
 
@@ -60,10 +58,11 @@ class Evaluation:
         if source.n_rows is None and max_rows is None:
             raise ValueError("an endless source has no last row; say how many to evaluate: max_rows=100_000")
         evaluation = cls(model)
-        size = batch_size if max_rows is None else min(batch_size, max_rows)
-        n_batches = None if max_rows is None else -(-max_rows // size)
-        for batch in islice(source.batches(size, shuffle=False), n_batches):
-            evaluation.update(batch.x_in, batch.x)
+        for batch in source.batches(batch_size, shuffle=False):
+            left = len(batch.x) if max_rows is None else max_rows - evaluation.n_rows
+            evaluation.update(batch.x_in[:left], batch.x[:left])
+            if evaluation.n_rows == max_rows:
+                break
         return evaluation
 
     def update(self, x_in: Tensor, x: Tensor) -> None:
