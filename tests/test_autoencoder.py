@@ -16,9 +16,6 @@ from fewfire.contracts import SparseCodes, TrainState
 from fewfire.networks import Network
 from fewfire.preprocess import Preprocess
 
-pending = pytest.mark.xfail(strict=True, reason="a defect that is known and not yet mended")
-on_some_machines = pytest.mark.xfail(strict=False, reason="products round by place for rows of an odd width")
-
 
 def ours(family):
     return [n for n, member in family.registry.items() if member.__module__.startswith("fewfire")]
@@ -78,7 +75,6 @@ def test_like_lends_what_was_removed_from_each_row():
     assert torch.allclose(gained, x.mean(1, keepdim=True).expand_as(x), atol=1e-5)
 
 
-@pending
 def test_like_may_be_numpy():
     model, x = make("relu", "row_mean"), data()
     codes = model.encode(x)
@@ -202,7 +198,6 @@ def test_lists_and_other_layouts_in_memory():
     assert torch.allclose(model.encode(x.tolist()).float(), expected, atol=1e-6)
 
 
-@pending
 @pytest.mark.parametrize("kind", ["read-only", "backwards", "big-endian", "longdouble"])
 def test_memory_that_torch_cannot_borrow(kind):
     model, x = make("relu"), data(20).numpy()
@@ -216,7 +211,6 @@ def test_memory_that_torch_cannot_borrow(kind):
     assert torch.allclose(model.encode(given).float(), model.encode(x), atol=1e-6)
 
 
-@pending
 @pytest.mark.parametrize(
     "x",
     [
@@ -232,7 +226,7 @@ def test_memory_that_torch_cannot_borrow(kind):
     ids=["masked", "complex", "complex tensor", "object", "text", "dates", "sparse", "None"],
 )
 def test_what_is_no_real_number_is_refused(x):
-    with pytest.raises(TypeError, match=r"x .*real numbers"):
+    with pytest.raises(TypeError, match=r"x .*(real numbers|mask|sparse)"):
         make().encode(x)
 
 
@@ -252,7 +246,6 @@ def test_nothing_is_tracked_written_or_shared():
     assert all(p.grad is None for p in model.parameters())
 
 
-@pending
 def test_the_default_dtype_is_left_alone_and_changes_nothing():
     expected = ff.Autoencoder(12, 24).state_dict()
     torch.set_default_dtype(torch.float64)
@@ -296,10 +289,10 @@ SHAPES = [
     (768, 1024, torch.float32),
     (768, 1024, torch.float64),
     (33, 77, torch.float32),
-    pytest.param(33, 77, torch.float64, marks=on_some_machines),
-    pytest.param(41, 11, torch.float32, marks=on_some_machines),
-    pytest.param(5, 7, torch.float64, marks=on_some_machines),
-    pytest.param(785, 100, torch.float64, marks=on_some_machines),
+    (33, 77, torch.float64),
+    (41, 11, torch.float32),
+    (5, 7, torch.float64),
+    (785, 100, torch.float64),
 ]
 
 
@@ -318,7 +311,7 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(width, n_latents, dtype, pre
         assert torch.equal(model.encode(x[3:80]), together[3:80])
 
 
-@pytest.mark.parametrize("layout", [pytest.param("columns first", marks=on_some_machines), "strided", "numpy"])
+@pytest.mark.parametrize("layout", ["columns first", "strided", "numpy"])
 def test_how_a_batch_lies_in_memory_does_not_show(layout):
     x = data(70, 768, torch.float64)
     given = {
@@ -433,15 +426,7 @@ CHANGES = {
 }
 
 
-STALE = {
-    "behind autograd's back": pending,
-    "through numpy": pending,
-    "k": pending,
-    "rounded": pytest.mark.xfail(strict=False, reason="new weights where the old ones lay pass for the old ones"),
-}
-
-
-@pytest.mark.parametrize("change", [pytest.param(f, marks=STALE.get(n, ()), id=n) for n, f in CHANGES.items()])
+@pytest.mark.parametrize("change", [pytest.param(f, id=n) for n, f in CHANGES.items()])
 def test_float64_answers_follow_the_model(change):
     """A float32 model answers float64 questions from a copy. It must be a copy of the model as it is."""
     model, x = make(ff.TopK(k=3), "standardize"), data(dtype=torch.float64)
@@ -452,7 +437,6 @@ def test_float64_answers_follow_the_model(change):
     assert torch.allclose(after.float(), model.encode(x.float()), atol=1e-4)
 
 
-@pending
 def test_inference_mode():
     x = data(dtype=torch.float64)
     with torch.inference_mode():
@@ -508,7 +492,6 @@ def test_tied_weights_get_both_gradients():
     assert torch.allclose(tied.encoder.W_enc.grad, both, rtol=1e-4, atol=1e-4)
 
 
-@pending
 def test_one_network_may_serve_two_models():
     """``build`` fills in what an activation prefers; that must not reach the next model."""
     network = ff.Linear()
@@ -517,7 +500,6 @@ def test_one_network_may_serve_two_models():
     assert network.unit_norm is None
 
 
-@pending
 def test_one_activation_may_serve_two_models():
     activation = ff.TopK()
     first = ff.Autoencoder(12, 64, activation)
@@ -566,7 +548,6 @@ def test_defaults_that_depend_on_the_width_are_written_down():
     assert ff.Autoencoder(3, 5).config()["activation"] == {"name": "topk", "k": 1}
 
 
-@pending
 def test_numbers_from_numpy():
     width, n = np.int64(6), np.int32(8)
     model = ff.Autoencoder(width, n, ff.TopK(k=np.int64(2)), d_out=(np.int64(2), 3))
@@ -663,12 +644,7 @@ REFUSED = {
 }
 
 
-UNCLEAR = {"d_in float", "d_in bool", "d_in empty", "activation class", "activation None", "indices"}
-
-
-@pytest.mark.parametrize(
-    ("call", "words"), [pytest.param(*case, marks=pending if n in UNCLEAR else (), id=n) for n, case in REFUSED.items()]
-)
+@pytest.mark.parametrize(("call", "words"), [pytest.param(*case, id=n) for n, case in REFUSED.items()])
 def test_refusals_say_what_was_expected_and_what_came(call, words):
     with pytest.raises(ValueError, match=words) as caught:
         call()

@@ -15,7 +15,6 @@ from fewfire.contracts import Batch
 from fewfire.evaluation import Evaluation, evaluate
 from fewfire.networks import Decoder, Network, Pair
 
-pending = pytest.mark.xfail(strict=True, reason="a defect that is known and not yet mended")
 OURS = [n for n, a in Activation.registry.items() if a.__module__.startswith("fewfire")]
 
 
@@ -115,7 +114,8 @@ def test_one_row_and_constant_data_have_no_variance():
 
 
 @pytest.mark.parametrize(
-    "value", [2.5, pytest.param(0.1, marks=pytest.mark.xfail(strict=False, reason="rounding passes for variance"))]
+    "value",
+    [2.5, 0.1],  # of three 0.1 the mean is not quite 0.1
 )
 @pytest.mark.parametrize("n", [3, 7, 11])
 def test_constant_data_have_no_variance(value, n):
@@ -180,14 +180,12 @@ def test_no_more_rows_than_asked_for(max_rows, batch_size):
     assert got == pytest.approx(in_memory(model, x[:max_rows]), rel=1e-9)
 
 
-@pending
 @pytest.mark.parametrize("max_rows", [0, -1])
 def test_max_rows_of_nothing_is_refused(max_rows):
     with pytest.raises(ValueError, match=f"max_rows.*{max_rows}"):
         evaluate(make(), ff.ArraySource(data()), max_rows=max_rows)
 
 
-@pending
 def test_a_source_without_rows_is_refused():
     class Empty(Endless):
         n_rows = 0
@@ -204,7 +202,6 @@ def test_rows_of_another_shape_are_refused():
         evaluate(make(), ff.ArraySource(data(width=4)))
 
 
-@pending
 def test_targets_of_another_shape_are_refused():
     """(B, 1) would broadcast against (B, 6) and give a number that means nothing."""
     with pytest.raises(ValueError, match=r"\(6,\).*\(1,\)"):
@@ -220,7 +217,6 @@ def test_nan_comes_out_as_nan():
     assert math.isnan(metrics.fvu(data(), x))
 
 
-@pending
 @pytest.mark.parametrize("metric", [metrics.l0, metrics.density, metrics.dead_fraction])
 def test_latents_are_not_taken_for_which_fire(metric):
     with pytest.raises((TypeError, ValueError), match="bool"):

@@ -77,8 +77,8 @@ def test_resuming_gives_the_tail_of_the_full_epoch(source, start, shuffle):
 
 def test_resuming_does_not_produce_the_earlier_batches(monkeypatch):
     taken = []
-    take = arrays._take
-    monkeypatch.setattr(arrays, "_take", lambda storage, where: (taken.append(where), take(storage, where))[1])
+    take = arrays.take
+    monkeypatch.setattr(arrays, "take", lambda storage, where: (taken.append(where), take(storage, where))[1])
     assert len(list(ArraySource(X).batches(5, start=3))) == len(taken) == 2
 
 

@@ -10,8 +10,6 @@ import fewfire as ff
 from fewfire.contracts import ForwardOutput, TrainState
 from fewfire.terms import Term
 
-pending = pytest.mark.xfail(strict=True, reason="a defect that is known and not yet mended")
-
 OURS = [n for n, t in Term.registry.items() if t.__module__.startswith("fewfire")]
 
 
@@ -244,7 +242,6 @@ def test_half_the_width_by_default():
     assert default == two != three
 
 
-@pending
 @pytest.mark.parametrize("k_aux", [0, -1])
 def test_k_aux_of_nothing_is_refused(k_aux):
     with pytest.raises(ValueError, match="k_aux"):

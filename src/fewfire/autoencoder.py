@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fewfire import rng
 from fewfire.activations import Activation
-from fewfire.contracts import ForwardOutput, Layout, SparseCodes, TrainState, compute_dtype
+from fewfire.contracts import ForwardOutput, Layout, SparseCodes, TrainState
 from fewfire.networks import OUTPUTS, Network
 from fewfire.preprocess import Preprocess, make_preprocess
+from fewfire.rows import as_rows
 
 __all__ = ["Autoencoder"]
 
@@ -80,13 +82,14 @@ class Autoencoder(nn.Module):
         self.n_latents = _positive("n_latents", n_latents)
         self.layout = layout or Layout()
 
-        self.activation = Activation.from_config(activation)
-        self.activation.build(n_latents)
-        self.network = Network.from_config(network)
+        # copies: building fills in what depends on the width, which must not reach another model's
+        self.activation = copy.deepcopy(Activation.from_config(activation))
+        self.activation.build(self.n_latents)
+        self.network = copy.deepcopy(Network.from_config(network))
         self.encoder, self.decoder, self.latent_shape = self.network.build(
             self.input_shape,
             self.target_shape,
-            n_latents,
+            self.n_latents,
             self.activation.n_pre,
             unit_norm=self.activation.unit_norm,
             generator=rng.generator(seed, "weights"),
@@ -94,7 +97,6 @@ class Autoencoder(nn.Module):
         self.preprocess: Preprocess | None = make_preprocess(preprocess)
         self.preprocess_out: Preprocess | None = make_preprocess(preprocess_out)
         self.to(dtype)  # a preprocess keeps its statistics in float64 all the same
-        self._copies: dict[torch.dtype, tuple[Any, Autoencoder]] = {}
 
     # ------------------------------------------------------------------------------ model space
 
@@ -143,9 +145,9 @@ class Autoencoder(nn.Module):
         ValueError
             The rows do not have the model's input shape.
         """
-        x, model = self._ready(x, self.input_shape)
+        rows, model = self._ready(x, self.input_shape)
         with torch.no_grad():
-            return _in_chunks(lambda rows: model.codes(model.to_model_space(rows))[1], x)
+            return _in_chunks(lambda chunk: model.codes(model.to_model_space(chunk))[1], rows)
 
     def encode_sparse(self, x: Tensor | npt.ArrayLike) -> SparseCodes:
         """(B, *input shape) -> SparseCodes (B, K): the latents that are not 0, K the most of any row.
@@ -158,26 +160,25 @@ class Autoencoder(nn.Module):
         values = latents.gather(1, top.indices)
         return SparseCodes(top.indices.where(values != 0, 0), values)
 
-    def decode(self, codes: Tensor | npt.ArrayLike | SparseCodes, like: Tensor | None = None) -> Tensor:
+    def decode(self, codes: Tensor | npt.ArrayLike | SparseCodes, like: Tensor | npt.ArrayLike | None = None) -> Tensor:
         """Latents (B, *latent shape), or SparseCodes, -> reconstructions (B, *target shape).
 
         ``like``: data-space rows that lend what preprocessing removed from each row, such as its mean.
         """
-        if isinstance(codes, SparseCodes):
-            values, model = self._ready(codes.values, tuple(codes.values.shape[1:]))
-            dense = values.new_zeros(len(values), math.prod(self.latent_shape))
-            latents = dense.scatter_add_(1, codes.indices.to(values.device), values)
-            latents = latents.view(-1, *self.latent_shape)
-        else:
-            latents, model = self._ready(codes, self.latent_shape, what="latents")
         with torch.no_grad():
-            recon = _in_chunks(lambda z: model._output(model.decoder(z)), latents)
-            return model.target_to_data_space(recon, like)
+            if isinstance(codes, SparseCodes):
+                values, model = self._ready(codes.values, tuple(codes.values.shape[1:]), "values")
+                recon = model._decode_sparse(codes.indices.to(self.device), values)
+            else:
+                latents, model = self._ready(codes, self.latent_shape, "latents")
+                recon = model._decode_dense(latents)
+            lent = None if like is None else as_rows(like, "like").to(recon.device, recon.dtype)
+            return model.target_to_data_space(recon, lent)
 
     def reconstruct(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """(B, *input shape) -> (B, *target shape): ``decode(encode(x), like=x)``."""
-        x, model = self._ready(x, self.input_shape)
-        return model.decode(model.encode(x), like=x if self.input_shape == self.target_shape else None)
+        rows, model = self._ready(x, self.input_shape)
+        return model.decode(model.encode(rows), like=rows if self.input_shape == self.target_shape else None)
 
     # ------------------------------------------------------------------------------ description
 
@@ -204,17 +205,7 @@ class Autoencoder(nn.Module):
         ValueError
             A key is unknown or missing, or a value is not one that the architecture can take.
         """
-        known = {
-            "d_in",
-            "n_latents",
-            "d_out",
-            "activation",
-            "network",
-            "preprocess",
-            "preprocess_out",
-            "layout",
-            "dtype",
-        }
+        known = set(inspect.signature(cls).parameters) - {"seed"}
         if set(config) != known:
             raise ValueError(
                 f"expected the keys {', '.join(sorted(known))} in an architecture; "
@@ -251,30 +242,31 @@ class Autoencoder(nn.Module):
     def _output(self) -> Callable[[Tensor], Tensor]:
         return OUTPUTS[self.network.output]
 
-    @overload
-    def _ready(self, x: Tensor, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]: ...
-    @overload
-    def _ready(self, x: npt.ArrayLike, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]: ...
-    def _ready(self, x: Tensor | npt.ArrayLike, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]:
+    def _ready(self, x: Any, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]:
         """Checked rows on the model's device in the computing dtype, and the model in that dtype."""
-        x = x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
-        if tuple(x.shape[1:]) != shape or x.ndim < 2:
-            raise ValueError(f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(x.shape)}")
-        dtype = compute_dtype(x)
-        return x.to(self.device, dtype), self._in_dtype(dtype)
+        rows = as_rows(x, what).to(self.device)
+        if tuple(rows.shape[1:]) != shape or rows.ndim < 2:
+            raise ValueError(f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(rows.shape)}")
+        return rows, self._in_dtype(rows.dtype)
+
+    def _decode_dense(self, latents: Tensor) -> Tensor:
+        return _in_chunks(lambda z: self._output(self.decoder(z)), latents)
+
+    def _decode_sparse(self, indices: Tensor, values: Tensor) -> Tensor:
+        """A few rows at a time become dense, so that (B, L) never has to fit in memory."""
+        if indices.shape != values.shape:
+            raise ValueError(f"indices {tuple(indices.shape)} and values {tuple(values.shape)} must have one shape")
+        width = math.prod(self.latent_shape)
+
+        def dense(i: Tensor, v: Tensor) -> Tensor:
+            return v.new_zeros(len(v), width).scatter_add_(1, i, v).view(-1, *self.latent_shape)
+
+        parts = zip(torch.split(indices, 16 * CHUNK), torch.split(values, 16 * CHUNK), strict=True)
+        return torch.cat([self._decode_dense(dense(i, v)) for i, v in parts])
 
     def _in_dtype(self, dtype: torch.dtype) -> Autoencoder:
-        """This model, or a copy in another precision, kept until a parameter changes."""
-        if dtype == self.dtype:
-            return self
-        version = tuple((p.data_ptr(), p._version) for p in self.state_dict().values())
-        if dtype not in self._copies or self._copies[dtype][0] != version:
-            self._copies.clear()
-            self._copies[dtype] = (version, copy.deepcopy(self).to(dtype))
-        return self._copies[dtype][1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copies": {}}
+        """This model, or a copy in another precision: made afresh, for weights may change behind any cache's back."""
+        return self if dtype == self.dtype else copy.deepcopy(self).to(dtype)
 
 
 def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -288,14 +280,20 @@ def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _shape(what: str, size: int | tuple[int, ...]) -> tuple[int, ...]:
-    sizes = (size,) if isinstance(size, int) else tuple(size)
+    sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
+    if not sizes:
+        raise ValueError(f"expected {what} to be a width or a shape; got an empty one")
     return tuple(_positive(what, s) for s in sizes)
 
 
-def _positive(what: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
+def _positive(what: str, value: Any) -> int:
+    try:
+        number = operator.index(value)  # numpy's whole numbers as well
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
         raise ValueError(f"expected {what} to be a whole number of at least 1; got {value!r}")
-    return value
+    return number
 
 
 def _plain_shape(shape: tuple[int, ...]) -> int | list[int]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
-import torch
+import numpy as np
 from torch import Tensor
 
 __all__ = [
@@ -162,11 +162,16 @@ class Named:
         ------
         ValueError
             The name is unknown, or an argument is.
+        TypeError
+            An argument is of the wrong kind.
         """
         if isinstance(config, cls):
             return config
-        arguments: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)  # type: ignore[arg-type]
         family = next(c.__name__.lower() for c in cls.__mro__ if "registry" in c.__dict__)
+        if not isinstance(config, str | Mapping):
+            hint = f"; did you mean {config.__name__}()?" if isinstance(config, type) else ""
+            raise ValueError(f"expected {family} to be its name, its settings or an instance, got {config!r}{hint}")
+        arguments: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
         name = arguments.pop("name", None)
         if name not in cls.registry:
             raise ValueError(f"unknown {family} {name!r}; choose from: {', '.join(sorted(cls.registry))}")
@@ -181,7 +186,7 @@ class Named:
         try:
             return member(**arguments)  # type: ignore[no-any-return]
         except TypeError as error:
-            raise ValueError(f"{family} {name!r}: a setting is of the wrong kind ({error}); got {arguments}") from None
+            raise TypeError(f"{family} {name!r}: a setting is of the wrong kind ({error}); got {arguments}") from None
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "name")
@@ -189,7 +194,9 @@ class Named:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples to lists, members to their configs: what YAML and JSON can hold."""
+    """Tuples to lists, numpy's numbers to Python's, members to their configs: what YAML and JSON can hold."""
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Named):
         return value.config()
     if isinstance(value, list | tuple):
@@ -297,11 +304,3 @@ class Engine(Protocol):
 def as_latent_mask(active: Tensor) -> Tensor:
     """(B, L, ...) bool -> (L,) bool: the latents active somewhere. A feature map counts as one latent."""
     return active.transpose(0, 1).flatten(1).any(1) if active.ndim > 2 else active.any(0)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision fewfire infers in: float64 stays float64, everything else becomes float32.
-
-    float16 is raised before anything is squared or summed: in float16 a row of norm 1280 already overflows.
-    """
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -5,6 +5,8 @@ Vincent et al. 2010, "Stacked denoising autoencoders", section 3.3.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ class GaussianNoise(Corruption, name="gaussian"):
     """Adds a normal number of standard deviation ``level`` to every value."""
 
     def __init__(self, level: float = 0.3) -> None:
-        if level < 0:
+        if not 0 <= level < math.inf:
             raise ValueError(f"level is a standard deviation: expected at least 0, got {level}")
         self.level = level
 
@@ -51,6 +53,8 @@ class SaltAndPepper(Corruption, name="salt_and_pepper"):
     """
 
     def __init__(self, level: float = 0.25, low: float | None = None, high: float | None = None) -> None:
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"expected low below high; got low={low}, high={high}")
         self.level = _fraction(level)
         self.low = low
         self.high = high

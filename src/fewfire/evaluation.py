@@ -57,12 +57,19 @@ class Evaluation:
     ) -> Evaluation:
         if source.n_rows is None and max_rows is None:
             raise ValueError("an endless source has no last row; say how many to evaluate: max_rows=100_000")
+        if max_rows is not None and max_rows < 1:
+            raise ValueError(f"expected max_rows of at least 1; got {max_rows}")
+        same = tuple(source.target_shape) == tuple(source.row_shape)
+        if not same and tuple(source.target_shape) != model.target_shape:
+            raise ValueError(f"expected targets of shape {model.target_shape}; the source's are {source.target_shape}")
         evaluation = cls(model)
         for batch in source.batches(batch_size, shuffle=False):
             left = len(batch.x) if max_rows is None else max_rows - evaluation.n_rows
             evaluation.update(batch.x_in[:left], batch.x[:left])
             if evaluation.n_rows == max_rows:
                 break
+        if evaluation.n_rows == 0:
+            raise ValueError("the source gave no rows to evaluate")
         return evaluation
 
     def update(self, x_in: Tensor, x: Tensor) -> None:
@@ -93,7 +100,7 @@ class Evaluation:
         n_values = self.n_rows * self.target.mean.numel()
         n_latents = len(self.fired)
         n_positions = self.n_rows * int(torch.tensor(self.model.latent_shape).prod())
-        fvu = metrics.unexplained(self.squared_error, self.target.m2.sum().item())
+        fvu = metrics.unexplained(self.squared_error, self.target.squared_deviation)
         return {
             "n_rows": self.n_rows,
             "n_latents": n_latents,

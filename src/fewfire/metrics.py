@@ -35,7 +35,7 @@ def fvu(x: Tensor, recon: Tensor) -> float:
     """
     _same_shape(x, recon)
     moments = Moments.of(x)
-    return unexplained((recon.double() - x.double()).square().sum().item(), moments.m2.sum().item())
+    return unexplained((recon.double() - x.double()).square().sum().item(), moments.squared_deviation)
 
 
 def explained_variance(x: Tensor, recon: Tensor) -> float:
@@ -52,11 +52,13 @@ def unexplained(squared_error: float, squared_deviation: float) -> float:
 
 def l0(active: Tensor) -> float:
     """Mean number of latents that fire per row. ``active``: (B, L, ...) bool."""
+    _are_bool(active)
     return active.flatten(1).sum(1).double().mean().item()
 
 
 def density(active: Tensor) -> Tensor:
     """(L,) float64: the fraction of rows on which each latent fires. A feature map fires when any position does."""
+    _are_bool(active)
     return active.flatten(2).any(2).double().mean(0) if active.ndim > 2 else active.double().mean(0)
 
 
@@ -68,6 +70,11 @@ def dead_fraction(active: Tensor) -> float:
 def mean_activation(latents: Tensor) -> float:
     """Mean over rows and latents: the course's average rho_hat."""
     return latents.double().mean().item()
+
+
+def _are_bool(active: Tensor) -> None:
+    if active.dtype != torch.bool:
+        raise TypeError(f"expected which latents fire, as bool (Activation.active(latents)); got {active.dtype}")
 
 
 def _same_shape(x: Tensor, recon: Tensor) -> None:
@@ -105,6 +112,12 @@ class Moments:
         self.m2 = self.m2 + m2 + delta.square() * (self.count * n / total)
         self.mean = self.mean + delta * (n / total)
         self.count = total
+
+    @property
+    def squared_deviation(self) -> float:
+        """Sum over rows and columns of (x - mean)^2; what rounding leaves in a constant column counts as 0."""
+        rounding = self.count * (8 * torch.finfo(torch.float64).eps * self.mean).square()
+        return float(self.m2.where(self.m2 > rounding, 0.0).sum()) if not self.m2.isnan().any() else float("nan")
 
     @property
     def variance(self) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewfire.contracts import Named
+from fewfire.rows import aligned
 
 __all__ = ["Decoder", "Linear", "LinearDecoder", "LinearEncoder", "Network", "Pair"]
 
@@ -130,11 +131,16 @@ class LinearEncoder(nn.Module):
     def __init__(self, input_shape: tuple[int, ...], n_pre_acts: int) -> None:
         super().__init__()
         self.input_shape = input_shape
-        self.W_enc = nn.Parameter(torch.empty(n_pre_acts, math.prod(input_shape)))
-        self.b_enc = nn.Parameter(torch.zeros(n_pre_acts))
+        self.W_enc = nn.Parameter(torch.empty(n_pre_acts, math.prod(input_shape), dtype=torch.float32))
+        self.b_enc = nn.Parameter(torch.zeros(n_pre_acts, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.flatten(1), self.W_enc, self.b_enc)
+        return F.linear(_for_product(x.flatten(1)), self.W_enc, self.b_enc)
+
+
+def _for_product(x: Tensor) -> Tensor:
+    """At inference a row's result must not depend on its place in the batch; in training that would cost a copy."""
+    return x if torch.is_grad_enabled() else aligned(x)
 
 
 class Decoder(nn.Module):
@@ -162,13 +168,13 @@ class LinearDecoder(Decoder):
         self.target_shape = target_shape
         self.unit_norm = unit_norm
         self._make_weight(n_latents, math.prod(target_shape))
-        self.b_dec = nn.Parameter(torch.zeros(math.prod(target_shape)))
+        self.b_dec = nn.Parameter(torch.zeros(math.prod(target_shape), dtype=torch.float32))
 
     def _make_weight(self, n_latents: int, width: int) -> None:
-        self.W_dec = nn.Parameter(torch.empty(n_latents, width))
+        self.W_dec = nn.Parameter(torch.empty(n_latents, width, dtype=torch.float32))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return torch.addmm(self.b_dec, latents, self.W_dec).view(-1, *self.target_shape)
+        return torch.addmm(self.b_dec, _for_product(latents), self.W_dec).view(-1, *self.target_shape)
 
     def sparse(self, indices: Tensor, values: Tensor) -> Tensor:
         """The same from (B, K) codes: K row additions instead of a product over all L."""

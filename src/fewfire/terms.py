@@ -176,6 +176,10 @@ class AuxK(Term):
     needs = frozenset({"scores", "linear_decoder"})
 
     def __init__(self, weight: float = 1 / 32, k_aux: int | None = None) -> None:
+        if k_aux is not None and k_aux < 1:
+            raise ValueError(
+                f"k_aux is a number of dead latents: expected at least 1, or None for half the width; got {k_aux}"
+            )
         self.weight = weight
         self.k_aux = k_aux
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fewfire.contracts import Named, compute_dtype
+from fewfire.contracts import Named
+from fewfire.rows import compute_dtype
 
 __all__ = ["Preprocess", "Stream"]
 

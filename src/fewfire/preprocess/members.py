@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewfire.metrics import Moments
 from fewfire.preprocess.family import Preprocess
+from fewfire.rows import aligned
 
 __all__ = ["Center", "ClipScale", "MinMax", "RowMean", "Standardize", "Whiten"]
 
@@ -186,7 +188,9 @@ class Whiten(Preprocess, name="whiten"):
         }
 
     def _forward(self, x: Tensor) -> Tensor:
-        return ((x - self._value("mean", x)).flatten(1) @ self._value("whitening", x)).reshape(x.shape)
+        centred = aligned((x - self._value("mean", x)).flatten(1))
+        # the matrix is symmetric; written as a linear layer, the product treats every row alike
+        return F.linear(centred, self._value("whitening", x)).reshape(x.shape)
 
     def _inverse(self, y: Tensor, like: Tensor | None) -> Tensor:
         return (y.flatten(1) @ self._value("coloring", y)).reshape(y.shape) + self._value("mean", y)

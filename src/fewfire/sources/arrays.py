@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from fewfire import rng
-from fewfire.contracts import Batch, Layout, compute_dtype
+from fewfire.contracts import Batch, Layout
 from fewfire.preprocess import Spec
+from fewfire.rows import Storage, as_storage, take
 
 __all__ = ["ArraySource"]
 
-Storage: TypeAlias = npt.NDArray[Any] | Tensor
 
 _BLOCK_BYTES = 1 << 20
 _HASH_WHOLE_BYTES = 64 << 20
@@ -75,8 +75,8 @@ class ArraySource:
         suggested_preprocess: Spec = None,
         labels: npt.ArrayLike | None = None,
     ) -> None:
-        self._x = _as_storage(x, "x")
-        self._target = None if target is None else _as_storage(target, "target")
+        self._x = as_storage(x, "x")
+        self._target = None if target is None else as_storage(target, "target")
         self._index: Tensor | None = None  # original row numbers; None: all of them
         self.n_rows = len(self)
         self.row_shape = tuple(self._x.shape[1:])
@@ -126,8 +126,8 @@ class ArraySource:
             # A run of neighbours is a slice, which needs no copy; L-BFGS asks for the whole array every step.
             contiguous = order is None and self._index is None
             where = slice(first, last) if contiguous else rows
-            x_in = _take(self._x, where)
-            yield Batch(x_in, x_in if self._target is None else _take(self._target, where), rows)
+            x_in = take(self._x, where)
+            yield Batch(x_in, x_in if self._target is None else take(self._target, where), rows)
 
     # ---------------------------------------------------------------------------------------------- subsets
 
@@ -178,52 +178,7 @@ class ArraySource:
     fingerprint: str = cached_property(_fingerprint)  # type: ignore[assignment]
 
 
-# ---------------------------------------------------------------------------------------- taking data in
-
-
-def _as_storage(data: Any, what: str) -> Storage:
-    """The caller's memory, checked: a tensor, or a numpy array where torch cannot borrow it."""
-    if isinstance(data, Tensor):
-        if data.layout != torch.strided:
-            raise TypeError(f"{what} is a sparse tensor, expected a dense one; pass {what}.to_dense()")
-        storage: Storage = data.detach()
-        real = not (data.is_complex() or data.is_quantized)
-    else:
-        storage = _as_numpy(data, what)
-        real = storage.dtype.kind in "biuf"
-    if not real:
-        raise TypeError(f"{what} must hold real numbers, got dtype {storage.dtype}; convert or drop what is not one")
-    if storage.ndim < 2:
-        raise ValueError(
-            f"{what} must be (n, columns) or (n, *row shape), got shape {tuple(storage.shape)}; "
-            f"one column is {what}.reshape(-1, 1), one row {what}.reshape(1, -1)"
-        )
-    if 0 in storage.shape:
-        raise ValueError(f"{what} must have at least one row and one column, got shape {tuple(storage.shape)}")
-    return _borrow(storage) if isinstance(storage, np.ndarray) else storage
-
-
-def _as_numpy(data: Any, what: str) -> npt.NDArray[Any]:
-    if isinstance(data, np.ma.MaskedArray):
-        raise TypeError(f"{what} is a masked array, whose mask would be lost; pass {what}.filled(value)")
-    if hasattr(data, "toarray"):
-        raise TypeError(f"{what} is sparse ({type(data).__name__}), expected a dense array; pass {what}.toarray()")
-    if isinstance(data, np.memmap):
-        return data
-    try:
-        return np.asarray(data)
-    except ValueError:
-        raise ValueError(f"{what} has rows of unequal length; expected (n, columns)") from None
-
-
-def _borrow(array: npt.NDArray[Any]) -> Storage:
-    """A tensor on the same memory where torch accepts it, because torch gathers rows with all threads."""
-    size = array.dtype.itemsize
-    readable = array.dtype.isnative and size <= 8 and all(s >= 0 and s % size == 0 for s in array.strides)
-    indexable = array.dtype.kind != "u" or size == 1  # torch cannot gather uint16 and wider
-    if isinstance(array, np.memmap) or not (readable and indexable and array.flags.writeable):
-        return array
-    return torch.from_numpy(array)
+# -------------------------------------------------------------------------------------------------------- describing
 
 
 def _default_layout(data: Any, row_shape: tuple[int, ...]) -> Layout:
@@ -241,19 +196,7 @@ def _check_layout(layout: Layout, row_shape: tuple[int, ...]) -> None:
         raise ValueError(f"the layout describes {what}, the rows have {size} values of shape {row_shape}")
 
 
-# ---------------------------------------------------------------------------------------- giving it out
-
-
-def _take(storage: Storage, where: slice | Tensor) -> Tensor:
-    """These rows as float32 or float64. A slice of a float tensor is a view."""
-    if isinstance(storage, Tensor):
-        rows = storage[where] if isinstance(where, slice) else storage[where.to(storage.device)]
-        return rows.to(compute_dtype(rows))
-    taken = np.asarray(storage[where] if isinstance(where, slice) else storage[where.numpy()])
-    dtype = np.float64 if taken.dtype.kind == "f" and taken.dtype.itemsize >= 8 else np.float32
-    # A slice is the caller's memory, maybe read-only, which torch does not accept; a gather is ours already.
-    ours = np.array(taken, dtype) if isinstance(where, slice) else taken.astype(dtype, copy=False)
-    return torch.from_numpy(ours)
+# ------------------------------------------------------------------------------------------------------- fingerprint
 
 
 def _hash_storage(digest: Any, storage: Storage) -> None:

@@ -294,7 +294,7 @@ class Trainer:
                 error += float((out.recon.double() - out.x.double()).square().sum())
                 moments.update(out.x.flatten(1).cpu())
         loss = total / moments.count
-        fvu = metrics.unexplained(error, moments.m2.sum().item())
+        fvu = metrics.unexplained(error, moments.squared_deviation)
         self._log.log(self.state.step, {"val_loss": loss, "val_fvu": fvu})
         if loss < self._best.loss:
             self._best.loss, self._best.misses = loss, 0
