@@ -246,11 +246,12 @@ def test_nothing_is_tracked_written_or_shared():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_default_dtype_is_left_alone_and_changes_nothing():
-    expected = ff.Autoencoder(12, 24).state_dict()
+@pytest.mark.parametrize("activation", ["topk", "sigmoid"])
+def test_the_default_dtype_is_left_alone_and_changes_nothing(activation):
+    expected = ff.Autoencoder(12, 24, activation).state_dict()
     torch.set_default_dtype(torch.float64)
     try:
-        model = ff.Autoencoder(12, 24)
+        model = ff.Autoencoder(12, 24, activation)
         model.encode(data())
         assert torch.get_default_dtype() == torch.float64
     finally:
@@ -366,6 +367,12 @@ def test_negative_latents_are_kept():
         assert torch.equal(model.decode(model.encode_sparse(x)), model.decode(dense))
     finally:
         del Activation.registry["signedintest"]
+
+
+def test_topk_keeps_the_largest_and_nothing_negative():
+    pre_acts = torch.tensor([[3.0, -5.0, 1.0, 2.0], [-1.0, 4.0, -2.0, -3.0], [-1.0, -1.0, -2.0, -3.0]])
+    expected = [[3.0, 0.0, 0.0, 2.0], [0.0, 4.0, 0.0, 0.0], [0.0] * 4]
+    assert ff.TopK(k=2)(pre_acts).tolist() == expected
 
 
 def test_rows_that_fire_nothing():

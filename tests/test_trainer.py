@@ -599,14 +599,13 @@ def train(folder, data):
         if not hasattr(trainer, "begun"):
             trainer.begun = True
             print("from", state.step, os.getpid(), flush=True)
-        time.sleep(0.006)  # 100 steps then take longer than the five lives together
+        time.sleep(0.02)  # 100 steps then take far longer than the five lives together
         return inner(batch, state)
     trainer.engine.step = step
     trainer.fit(resume=True)
     ff.save(model, folder + "/model")
 
-ff.Trainer, ff.Masking, ff.save  # names load when first used, and Adam brings half of torch: once is enough
-torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+ff.Trainer, ff.Masking, ff.save  # names load when first used: once is enough
 for folder in sys.stdin:
     child = os.fork()
     if child == 0:
