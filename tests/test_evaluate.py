@@ -208,6 +208,12 @@ def test_targets_of_another_shape_are_refused():
         evaluate(make(), ff.ArraySource(data(), data()[:, :1]))
 
 
+@pytest.mark.xfail(strict=True, reason="a source of plain rows for a model with other targets goes unnoticed")
+def test_plain_rows_are_refused_by_a_model_with_other_targets():
+    with pytest.raises(ValueError, match=r"\(1,\).*\(6,\)"):
+        evaluate(ff.Autoencoder(6, 10, d_out=1), ff.ArraySource(data()))
+
+
 def test_nan_comes_out_as_nan():
     x = data()
     x[17, 2] = torch.nan
