@@ -167,15 +167,15 @@ class RoughMaps(Activation):
 class RoughConv(Network):
     output = "identity"
 
-    def build(self, input_shape, target_shape, n_latents, n_pre, *, unit_norm, generator):
+    def build(self, sizes, *, unit_norm, generator):
         # skip_init: the layers would draw first weights from the global generator
-        encoder = nn.utils.skip_init(nn.Conv2d, 1, n_latents, 3, padding=1)
-        decoder = ConvDecoder(n_latents)
+        encoder = nn.utils.skip_init(nn.Conv2d, 1, sizes.n_latents, 3, padding=1)
+        decoder = ConvDecoder(sizes.n_latents)
         for weight in (encoder.weight, decoder.conv.weight):
             nn.init.normal_(weight, std=0.1, generator=generator)
         for layer in (encoder, decoder.conv):
             nn.init.zeros_(layer.bias)
-        return Pair(encoder, decoder, (n_latents, *input_shape[1:]))
+        return Pair(encoder, decoder, (sizes.n_latents, *sizes.input_shape[1:]))
 
 
 class ConvDecoder(Decoder):

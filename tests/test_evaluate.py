@@ -235,13 +235,13 @@ def test_latents_are_not_taken_for_which_fire(metric):
 class ConvForEvaluation(Network):
     output = "identity"
 
-    def build(self, input_shape, target_shape, n_latents, n_pre, *, unit_norm, generator):
-        encoder = nn.utils.skip_init(nn.Conv2d, 1, n_latents, 3, padding=1)
-        decoder = _ConvDecoder(n_latents)
+    def build(self, sizes, *, unit_norm, generator):
+        encoder = nn.utils.skip_init(nn.Conv2d, 1, sizes.n_latents, 3, padding=1)
+        decoder = _ConvDecoder(sizes.n_latents)
         for layer in (encoder, decoder.conv):
             nn.init.normal_(layer.weight, std=0.3, generator=generator)
             nn.init.zeros_(layer.bias)
-        return Pair(encoder, decoder, (n_latents, *input_shape[1:]))
+        return Pair(encoder, decoder, (sizes.n_latents, *sizes.input_shape[1:]))
 
 
 class _ConvDecoder(Decoder):

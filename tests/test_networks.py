@@ -8,14 +8,14 @@ import torch
 
 import fewfire as ff
 from fewfire import rng
-from fewfire.networks import Decoder, LinearDecoder, LinearEncoder, Network
+from fewfire.networks import Decoder, LinearDecoder, LinearEncoder, Network, Sizes
 
 
 def build(network="linear", width=12, target=None, n_latents=20, n_pre=1, unit_norm=False, seed=0, **settings):
     recipe = Network.from_config({"name": network, **settings})
     shape = (width,) if isinstance(width, int) else width
     return recipe.build(
-        shape, target or shape, n_latents, n_pre, unit_norm=unit_norm, generator=rng.generator(seed, "weights")
+        Sizes(shape, target or shape, n_latents, n_pre), unit_norm=unit_norm, generator=rng.generator(seed, "weights")
     )
 
 
@@ -169,7 +169,7 @@ def test_a_decoder_that_keeps_nothing():
 @pytest.mark.parametrize("preferred", [False, True])
 def test_what_is_said_goes_before_what_is_preferred(said, preferred):
     recipe = Network.from_config({"name": "linear", "unit_norm": said})
-    pair = recipe.build((3,), (3,), 4, 1, unit_norm=preferred, generator=rng.generator(0))
+    pair = recipe.build(Sizes((3,), (3,), 4, 1), unit_norm=preferred, generator=rng.generator(0))
     assert pair.decoder.unit_norm == (preferred if said is None else said)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewfire import rng
 from fewfire.activations import Activation
 from fewfire.contracts import ForwardOutput, Layout, SparseCodes, TrainState
-from fewfire.networks import OUTPUTS, Network
+from fewfire.networks import OUTPUTS, Network, Sizes
 from fewfire.preprocess import Preprocess, make_preprocess
 from fewfire.rows import as_rows
 
@@ -87,10 +87,7 @@ class Autoencoder(nn.Module):
         self.activation.build(self.n_latents)
         self.network = copy.deepcopy(Network.from_config(network))
         self.encoder, self.decoder, self.latent_shape = self.network.build(
-            self.input_shape,
-            self.target_shape,
-            self.n_latents,
-            self.activation.n_pre,
+            Sizes(self.input_shape, self.target_shape, self.n_latents, self.activation.n_pre),
             unit_norm=self.activation.unit_norm,
             generator=rng.generator(seed, "weights"),
         )

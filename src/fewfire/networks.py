@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from fewfire.contracts import Named
 from fewfire.rows import aligned
 
-__all__ = ["Decoder", "Linear", "LinearDecoder", "LinearEncoder", "Network", "Pair"]
+__all__ = ["Decoder", "Linear", "LinearDecoder", "LinearEncoder", "Network", "Pair", "Sizes"]
+
+
+class Sizes(NamedTuple):
+    """What a network has to connect."""
+
+    input_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    n_latents: int
+    n_pre: int
+    """pre-activations per latent"""
 
 
 class Pair(NamedTuple):
@@ -36,16 +46,7 @@ class Network(Named):
     output: str
     """"identity", or "sigmoid" for reconstructions in (0, 1)"""
 
-    def build(
-        self,
-        input_shape: tuple[int, ...],
-        target_shape: tuple[int, ...],
-        n_latents: int,
-        n_pre: int,
-        *,
-        unit_norm: bool,
-        generator: torch.Generator,
-    ) -> Pair:
+    def build(self, sizes: Sizes, *, unit_norm: bool, generator: torch.Generator) -> Pair:
         """``unit_norm``: what to do when the network's own setting leaves it open."""
         raise NotImplementedError
 
@@ -75,28 +76,20 @@ class Linear(Network):
         self.output = output
         self.unit_norm = unit_norm
 
-    def build(
-        self,
-        input_shape: tuple[int, ...],
-        target_shape: tuple[int, ...],
-        n_latents: int,
-        n_pre: int,
-        *,
-        unit_norm: bool,
-        generator: torch.Generator,
-    ) -> Pair:
+    def build(self, sizes: Sizes, *, unit_norm: bool, generator: torch.Generator) -> Pair:
         if self.unit_norm is None:
             self.unit_norm = unit_norm and not self.tied and self.output == "identity"
-        if self.tied and (n_pre != 1 or math.prod(input_shape) != math.prod(target_shape)):
+        same_width = math.prod(sizes.input_shape) == math.prod(sizes.target_shape)
+        if self.tied and not (sizes.n_pre == 1 and same_width):
             raise ValueError("tied weights need one pre-activation per latent and a target as wide as the input")
-        encoder = LinearEncoder(input_shape, n_pre * n_latents)
+        encoder = LinearEncoder(sizes.input_shape, sizes.n_pre * sizes.n_latents)
         decoder = (
-            TiedDecoder(encoder, target_shape)
+            TiedDecoder(encoder, sizes.target_shape)
             if self.tied
-            else LinearDecoder(n_latents, target_shape, unit_norm=self.unit_norm)
+            else LinearDecoder(sizes.n_latents, sizes.target_shape, unit_norm=self.unit_norm)
         )
         _initialise(encoder, decoder, generator)
-        return Pair(encoder, decoder, (n_latents,))
+        return Pair(encoder, decoder, (sizes.n_latents,))
 
 
 OUTPUTS = {"identity": lambda y: y, "sigmoid": torch.sigmoid}
