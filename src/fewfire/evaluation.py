@@ -59,8 +59,7 @@ class Evaluation:
             raise ValueError("an endless source has no last row; say how many to evaluate: max_rows=100_000")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"expected max_rows of at least 1; got {max_rows}")
-        same = tuple(source.target_shape) == tuple(source.row_shape)
-        if not same and tuple(source.target_shape) != model.target_shape:
+        if tuple(source.target_shape) != model.target_shape and tuple(source.row_shape) == model.input_shape:
             raise ValueError(f"expected targets of shape {model.target_shape}; the source's are {source.target_shape}")
         evaluation = cls(model)
         for batch in source.batches(batch_size, shuffle=False):
