@@ -48,14 +48,6 @@ def test_the_decoder_by_hand(shape):
     assert np.abs(got.numpy().reshape(5, 12) - expected).max() < 1e-5
 
 
-def test_the_decoder_from_sparse_codes():
-    decoder = build().decoder
-    values, indices = random(5, 3), torch.tensor([[0, 4, 19]] * 4 + [[7, 0, 0]])
-    values[4, 1:] = 0  # padding
-    dense = torch.zeros(5, 20).scatter_add(1, indices, values)
-    assert torch.allclose(decoder.sparse(indices, values), decoder(dense), atol=1e-6)
-
-
 def test_a_latent_is_a_row_and_lies_in_one_piece():
     pair = build(target=(3, 5), n_pre=2)
     assert pair.latent_shape == (20,)

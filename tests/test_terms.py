@@ -277,7 +277,7 @@ def test_weight_decay_leaves_the_preprocess_alone():
 
 # ------------------------------------------------------------------------------------------- words
 
-SUMMARY = {"mean_activation": 0.04, "l0": 3.0, "n_latents": 8}
+SUMMARY = {"mean_activation": 0.04, "l0": 3.0, "n_latents": 8, "n_positions": 8}
 
 
 @pytest.mark.parametrize("name", OURS)

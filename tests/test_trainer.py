@@ -903,3 +903,21 @@ def test_memory_does_not_grow_with_the_steps(rows):
     trainer._step = step
     trainer.fit()
     assert counts[299] <= counts[50] + 2
+
+
+def test_targets_may_have_a_preprocess_of_their_own_without_a_pair(rows):
+    """The target then is the same row in another space; taken for the input's, it trained towards the wrong numbers."""
+    model = ff.Autoencoder(12, 24, {"name": "topk", "k": 8}, preprocess="standardize", preprocess_out="minmax")
+    ff.Trainer(model, rows, config=ff.TrainConfig(steps=600, learning_rate=3e-3), progress=False).fit()
+    assert ff.evaluate(model, rows)["fvu"] < 1
+
+
+def test_default_terms_are_those_the_model_can_take(rows):
+    model = ff.Autoencoder(12, 24, network={"name": "linear", "output": "sigmoid"}, preprocess="minmax")
+    assert list(ff.Trainer(model, rows, progress=False).terms) == ["mse"], "auxk needs a linear decoder"
+
+
+def test_the_name_of_a_member_is_taken_once():
+    with pytest.raises(ValueError, match=r"'relu' is taken by fewfire\.activations\.ReLU"):
+        type("ReLU", (ff.Activation,), {})
+    assert ff.Activation.registry["relu"] is ff.ReLU

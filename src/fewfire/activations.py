@@ -111,8 +111,8 @@ class TopK(Activation):
 
     def __init__(self, k: int | None = None) -> None:
         super().__init__()
-        if k is not None and k < 1:
-            raise ValueError(f"k is the number of latents that fire per row: expected at least 1, got {k}")
+        if k is not None and (k < 1 or k != int(k)):
+            raise ValueError(f"k is the number of latents that fire per row: expected a whole number from 1, got {k}")
         self.k = k
 
     def build(self, n_latents: int) -> None:

@@ -165,7 +165,7 @@ class Autoencoder(nn.Module):
         with torch.no_grad():
             if isinstance(codes, SparseCodes):
                 values, model = self._ready(codes.values, tuple(codes.values.shape[1:]), "values")
-                recon = model._decode_sparse(codes.indices.to(self.device), values)
+                recon = model._decode_sparse(torch.as_tensor(codes.indices).to(self.device, torch.int64), values)
             else:
                 latents, model = self._ready(codes, self.latent_shape, "latents")
                 recon = model._decode_dense(latents)

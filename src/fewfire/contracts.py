@@ -142,6 +142,9 @@ class Named:
             cls.registry = {}
             return
         cls.name = name or cls.__name__.lower()
+        other = cls.registry.get(cls.name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):  # a reload is no collision
+            raise ValueError(f"the name {cls.name!r} is taken by {other.__module__}.{other.__qualname__}; give another")
         cls.registry[cls.name] = cls
 
     def config(self) -> dict[str, Any]:

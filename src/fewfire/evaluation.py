@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fewfire import metrics
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
+from fewfire.sources import open_source
 
 __all__ = ["Evaluation", "evaluate"]
 
 
 def evaluate(
-    model: Autoencoder, source: Source, *, batch_size: int = 4096, max_rows: int | None = None
+    model: Autoencoder, source: Any, *, batch_size: int = 4096, max_rows: int | None = None
 ) -> dict[str, float]:
     """One number each for how well and how sparsely a model describes the rows of a source.
 
     Parameters
     ----------
+    source
+        A Source, or whatever ``open_source`` makes one of, such as an array.
     max_rows
         Stop after this many rows; needed for an endless source.
 
@@ -33,7 +38,7 @@ def evaluate(
     ValueError
         The rows do not have the model's shape, or an endless source came without ``max_rows``.
     """
-    return Evaluation.over(model, source, batch_size=batch_size, max_rows=max_rows).result()
+    return Evaluation.over(model, open_source(source), batch_size=batch_size, max_rows=max_rows).result()
 
 
 class Evaluation:
@@ -59,8 +64,6 @@ class Evaluation:
             raise ValueError("an endless source has no last row; say how many to evaluate: max_rows=100_000")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"expected max_rows of at least 1; got {max_rows}")
-        if tuple(source.target_shape) != model.target_shape and tuple(source.row_shape) == model.input_shape:
-            raise ValueError(f"expected targets of shape {model.target_shape}; the source's are {source.target_shape}")
         evaluation = cls(model)
         for batch in source.batches(batch_size, shuffle=False):
             left = len(batch.x) if max_rows is None else max_rows - evaluation.n_rows
@@ -73,6 +76,8 @@ class Evaluation:
 
     def update(self, x_in: Tensor, x: Tensor) -> None:
         """Take in (B, ...) more rows, in data space."""
+        if tuple(x.shape[1:]) != self.model.target_shape and tuple(x_in.shape[1:]) == self.model.input_shape:
+            raise ValueError(f"expected targets of shape {self.model.target_shape}; got {tuple(x.shape[1:])}")
         latents = self.model.encode(x_in)
         like = x_in if x_in.shape == x.shape else None
         recon = self.model.decode(latents, like=None if like is None else like.to(latents.device))

@@ -169,11 +169,6 @@ class LinearDecoder(Decoder):
     def forward(self, latents: Tensor) -> Tensor:
         return torch.addmm(self.b_dec, _for_product(latents), self.W_dec).view(-1, *self.target_shape)
 
-    def sparse(self, indices: Tensor, values: Tensor) -> Tensor:
-        """The same from (B, K) codes: K row additions instead of a product over all L."""
-        y = F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
-        return y.view(-1, *self.target_shape)
-
     @property
     def constrained(self) -> bool:
         return self.unit_norm

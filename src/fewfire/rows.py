@@ -34,9 +34,12 @@ def as_rows(data: Any, what: str = "x") -> Tensor:
     TypeError
         It holds something else than real numbers, or hides some: a mask, a sparse matrix.
     ValueError
-        Its rows are of unequal length.
+        Its rows are of unequal length, or it is a single number.
     """
-    return take(_as_real(data, what), slice(None)).contiguous()
+    storage = _as_real(data, what)
+    if storage.ndim == 0:
+        raise ValueError(f"{what} must be rows, got a single number")
+    return take(storage, slice(None)).contiguous()
 
 
 def as_storage(data: Any, what: str) -> Storage:
@@ -111,11 +114,11 @@ def aligned(x: Tensor) -> Tensor:
     """(B, W) with the same values, each row starting at a cache line.
 
     A product may round a row differently where it starts at another offset, so that a row's result would depend on
-    its place in the batch. Rows whose width is a multiple of a cache line need nothing.
+    its place in the batch. Rows that fill whole cache lines from the first on need nothing.
     """
     per_line = CACHE_LINE // x.element_size()
     width = x.shape[1]
-    if width % per_line == 0 and x.is_contiguous():
+    if width % per_line == 0 and x.is_contiguous() and x.data_ptr() % CACHE_LINE == 0:
         return x
     room = x.new_zeros(len(x), -(-width // per_line) * per_line)
     room[:, :width] = x

@@ -53,7 +53,10 @@ class Term(Named):
         raise NotImplementedError
 
     def verdict(self, summary: Mapping[str, float]) -> str | None:
-        """A sentence when training ended without this term having done its work; ``summary`` is evaluate's dict."""
+        """A sentence when training ended without this term having done its work.
+
+        ``summary``: evaluate's dict, and ``n_positions``, the number of latents with every position of a map counted.
+        """
         return None
 
 
@@ -154,11 +157,11 @@ class L1(Term, name="l1"):
         return size.sum() / len(size)
 
     def verdict(self, summary: Mapping[str, float]) -> str | None:
-        l0, n_latents = summary["l0"], summary["n_latents"]
-        if l0 <= n_latents / 2:
+        l0, n_positions = summary["l0"], summary["n_positions"]
+        if l0 <= n_positions / 2:
             return None
         return (
-            f"the L1 penalty did nothing: {l0:.1f} of {n_latents:g} latents fire per row; "
+            f"the L1 penalty did nothing: {l0:.1f} of {n_positions:g} latents fire per row; "
             f"raise its weight (now {self.weight:g})"
         )
 

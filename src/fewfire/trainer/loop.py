@@ -24,6 +24,7 @@ from fewfire.engines import choose
 from fewfire.engines.autograd import labelled, objective
 from fewfire.evaluation import evaluate
 from fewfire.networks import Network
+from fewfire.sources import open_source
 from fewfire.terms import MSE, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint
@@ -68,7 +69,7 @@ class Trainer:
         Trained in place; its preprocessors are fitted first if they are not, and it takes the source's layout if it
         has none.
     source
-        Rows in data space.
+        Rows in data space: a Source, or whatever ``open_source`` makes one of, such as an array.
     terms
         None: ``MSE`` and what usually goes with the activation.
     config
@@ -91,7 +92,7 @@ class Trainer:
     def __init__(
         self,
         model: Autoencoder,
-        source: Source,
+        source: Any,
         terms: Sequence[Term] | None = None,
         config: TrainConfig | None = None,
         *,
@@ -101,6 +102,7 @@ class Trainer:
         progress: bool | None = None,
     ) -> None:
         config = config or TrainConfig()
+        source = open_source(source)
         if validation is None and config.validation_fraction:
             source, validation = source.split(config.validation_fraction, config.seed)
         self.config = config.resolve(source.n_rows)
@@ -114,7 +116,7 @@ class Trainer:
         self.model = model.to(self.config.resolved_device(), getattr(torch, self.config.dtype))
         self.source = source
         self.validation = validation
-        self.terms = labelled(tuple(terms if terms is not None else [MSE(), *model.activation.default_terms()]))
+        self.terms = labelled(tuple(terms if terms is not None else _default_terms(model)))
         if not self.terms:
             raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
         for term in self.terms.values():
@@ -228,7 +230,7 @@ class Trainer:
         ``noise``: what the corruption is drawn from, besides the seed.
         """
         model, dtype = self.model, self.model.dtype
-        paired = batch.x is not batch.x_in
+        paired = batch.x is not batch.x_in or model.preprocess_out is not None
         x_in = model.to_model_space(batch.x_in.to(model.device)).to(dtype)
         x = model.target_to_model_space(batch.x.to(model.device)).to(dtype) if paired else x_in
         if self.corruption is not None:
@@ -314,8 +316,9 @@ class Trainer:
         self._log.finish()
         if self.speaks:
             sys.stderr.write(self.describe() + "\n")
+        found = {**self.summary, "n_positions": math.prod(self.model.latent_shape)}
         for term in self.terms.values():
-            verdict = term.verdict(self.summary)
+            verdict = term.verdict(found)
             if verdict is not None:
                 warnings.warn(verdict, SparsityWarning, stacklevel=3)
 
@@ -433,6 +436,11 @@ class Trainer:
 
 
 # ---------------------------------------------------------------------------------------------- sentences
+
+
+def _default_terms(model: Autoencoder) -> list[Term]:
+    """Squared error, and what usually goes with the activation as far as this model gives what it needs."""
+    return [MSE(), *(term for term in model.activation.default_terms() if term.needs <= model.gives)]
 
 
 def _check_shapes(model: Autoencoder, source: Source) -> None:
