@@ -175,13 +175,22 @@ def test_evaluate(call, run, data, rows):
     assert json.loads(call("evaluate", f"{run}/model", data, "--json")[1]) == result, "a bare model folder"
 
 
-def test_evaluate_json_is_json_whatever_the_data(call, run, rows):
-    rows[3, 3] = np.nan
+@pytest.mark.parametrize("verb", ["evaluate", "encode", "reconstruct", "report"])
+def test_rows_with_nan_are_refused_by_number(fails, run, rows, verb):
+    rows = rows.copy()
+    rows[150, 3] = np.nan
     np.save("nan.npy", rows)
-    code, out, _ = call("evaluate", run, "nan.npy", "--json")
-    if code == 0:
-        result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-        assert result["mse"] is None
+    out = ["--out", "out.npy"] if verb in ("encode", "reconstruct") else []
+    assert "NaN or infinity, first in row 150" in fails(2, verb, run, "nan.npy", *out)
+    assert not Path("out.npy").exists()
+    assert not Path(run, "report.html").exists()
+
+
+def test_config_prints_every_members_settings(call):
+    members = json.loads(call("config")[1])["members"]
+    assert members["objective"]["kl"] == {"weight": 3.0, "rho": 0.05}
+    assert members["model.activation"]["topk"] == {"k": None}
+    assert members["data.preprocess"]["chain"] == {"steps": "required"}
 
 
 def test_encode_and_reconstruct(call, run, data, rows):
@@ -250,7 +259,7 @@ def test_info(call, run):
         ("train rows.npy --out new --set corruption.level=0.5", "unknown corruption None"),
         ("train rows.npy --out new --set train.device=gpu", "unknown device 'gpu'"),
         ("train rows.npy --out new --set train.engine=warp", "unknown engine 'warp'"),
-        ("train rows.npy --out new --set train.optimizer=lbfgs", "set network.unit_norm to false"),
+        ("train rows.npy --out new --set train.optimizer=lbfgs", "give the network unit_norm: false"),
         ("train rows.npy --out new --set train.schedules={a.b:[[0,1]]}", "a.b"),
         ("train narrow.npy --out run --resume", "cannot resume from run/checkpoints/step-000000020.safetensors"),
         ("train rows.npy --out run --resume --set train.seed=4", "train.seed was 0 and is 4"),

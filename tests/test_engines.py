@@ -340,7 +340,7 @@ def test_choose(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "lbfgs"}, "unit norm; set network.unit_norm to false"),
+        ({"name": "lbfgs"}, "unit norm; give the network unit_norm: false"),
         ({"name": "lbfgs", "clip_norm": 1.0}, "unit norm|clip_norm"),
     ],
 )

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -44,6 +45,9 @@ def in_memory(model, x, target=None):
         "n_latents": latents.shape[1],
         "mse": metrics.mse(target, recon),
         "fvu": metrics.fvu(target.flatten(1), recon.flatten(1)),
+        "fvu_columns": np.mean(
+            [metrics.fvu(t, r) for t, r in zip(target.flatten(1).T, recon.flatten(1).T, strict=True)]
+        ),
         "explained_variance": metrics.explained_variance(target.flatten(1), recon.flatten(1)),
         "l0": metrics.l0(active),
         "dead_fraction": metrics.dead_fraction(active),
@@ -122,6 +126,17 @@ def test_constant_data_have_no_variance(value, n):
     x = torch.full((n, 6), value, dtype=torch.float64)
     assert evaluate(make("relu"), ff.ArraySource(x))["fvu"] == 1
     assert metrics.fvu(x, torch.zeros_like(x)) == 1
+
+
+def test_fvu_columns_gives_each_column_the_same_say():
+    """One column in millions, reproduced; one in millionths, not at all; one constant."""
+    evaluation = Evaluation(make("relu"))
+    x = data() * torch.tensor([1e6, 1e-6, 1, 1, 1, 0], dtype=torch.float64)
+    evaluation.model.decode = lambda latents, like=None: torch.cat([x[:, :1], x[:, 1:].mean(0).expand(len(x), 5)], 1)
+    evaluation.update(x, x)
+    got = evaluation.result()
+    assert got["fvu"] < 1e-6
+    assert got["fvu_columns"] == pytest.approx(4 / 5)
 
 
 def test_sparsity_by_hand():
@@ -213,11 +228,14 @@ def test_plain_rows_are_refused_by_a_model_with_other_targets():
         evaluate(ff.Autoencoder(6, 10, d_out=1), ff.ArraySource(data()))
 
 
-def test_nan_comes_out_as_nan():
+def test_rows_that_are_not_finite_are_named_or_left_out():
     x = data()
     x[17, 2] = torch.nan
-    got = evaluate(make("relu"), ff.ArraySource(x))
-    assert all(math.isnan(got[n]) for n in ("mse", "fvu", "explained_variance", "mean_activation"))
+    with pytest.raises(ValueError, match="first in row 17"):
+        evaluate(make("relu"), ff.ArraySource(x))
+    left_out = Evaluation.over(make("relu"), ff.ArraySource(x), skip_nonfinite=True).result()
+    assert left_out["n_rows"] == len(x) - 1
+    assert all(math.isfinite(v) for v in left_out.values())
     assert math.isnan(metrics.fvu(x, data()))
     assert math.isnan(metrics.fvu(x[:, 2:3], data()[:, 2:3])), "no other column to give it a variance"
     assert math.isnan(metrics.fvu(data(), x))
@@ -286,7 +304,7 @@ def test_nothing_is_changed():
 def test_plain_numbers():
     got = evaluate(make(), ff.ArraySource(data()))
     assert list(got) == [
-        *("n_rows", "n_latents", "mse", "fvu", "explained_variance"),
+        *("n_rows", "n_latents", "mse", "fvu", "fvu_columns", "explained_variance"),
         *("l0", "dead_fraction", "mean_activation"),
     ]
     assert {type(v) for v in got.values()} <= {int, float}

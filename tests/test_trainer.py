@@ -181,6 +181,7 @@ def test_learning_rate_constant_and_edges():
         ff.TrainConfig().learning_rate_at(0)
 
 
+@quiet
 def test_the_engine_gets_the_scheduled_rate(rows):
     trainer = make(rows, lr_warmup=0.5, lr_decay=0.5, learning_rate=1.0)
     seen = watch(trainer)
@@ -346,6 +347,7 @@ def test_fvu_of_the_log_is_the_batchs(rows):
     assert line["l0"] == pytest.approx((out.latents != 0).sum().item() / 200)
 
 
+@quiet
 def test_dead_latents_are_counted_in_rows(rows):
     trainer = make(rows, steps=6, dead_after=3 * 32, learning_rate=0, activation={"name": "topk", "k": 1})
     with torch.no_grad():
@@ -731,6 +733,7 @@ def test_early_stopping_keeps_the_best_weights(rows):
     assert not torch.equal(kept[best]["encoder.W_enc"], kept[best + 4]["encoder.W_enc"])
 
 
+@quiet
 def test_without_patience_the_last_weights_stay(rows):
     settings = {"validate_every": 1, "learning_rate": 0.3, "steps": 20}
     watched = make(rows, validation_fraction=0.3, **settings)
@@ -921,3 +924,11 @@ def test_the_name_of_a_member_is_taken_once():
     with pytest.raises(ValueError, match=r"'relu' is taken by fewfire\.activations\.ReLU"):
         type("ReLU", (ff.Activation,), {})
     assert ff.Activation.registry["relu"] is ff.ReLU
+
+
+def test_a_collapse_is_a_warning(rows):
+    """A rate that kills the dictionary used to end with exit code 0 and no word."""
+    model = ff.Autoencoder(12, 64, ff.TopK(1))
+    config = ff.TrainConfig(steps=50, learning_rate=30.0)
+    with pytest.warns(ff.SparsityWarning, match=r"% of the latents never fire; lower the learning rate \(now 30\)"):
+        ff.Trainer(model, rows, [ff.MSE()], config, progress=False).fit()

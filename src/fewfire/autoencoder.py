@@ -18,7 +18,7 @@ from fewfire.activations import Activation
 from fewfire.contracts import ForwardOutput, Layout, SparseCodes, TrainState
 from fewfire.networks import OUTPUTS, Network, Sizes
 from fewfire.preprocess import Preprocess, make_preprocess
-from fewfire.rows import as_rows
+from fewfire.rows import as_rows, check_finite
 
 __all__ = ["Autoencoder"]
 
@@ -140,9 +140,10 @@ class Autoencoder(nn.Module):
         Raises
         ------
         ValueError
-            The rows do not have the model's input shape.
+            The rows do not have the model's input shape, or one of them holds NaN or infinity.
         """
         rows, model = self._ready(x, self.input_shape)
+        check_finite(rows)
         with torch.no_grad():
             return _in_chunks(lambda chunk: model.codes(model.to_model_space(chunk))[1], rows)
 

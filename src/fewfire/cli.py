@@ -136,10 +136,10 @@ def demo(
 
 @app.command()
 def config() -> None:
-    """Print the schema of the configuration file (JSON Schema)."""
-    from fewfire.runs import RunConfig
+    """Print what a configuration may hold (JSON Schema), and every member's settings with their defaults."""
+    from fewfire.runs import schema
 
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    typer.echo(json.dumps(schema(), indent=2))
 
 
 @app.callback(invoke_without_command=True)

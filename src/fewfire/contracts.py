@@ -152,10 +152,14 @@ class Named:
         return {"name": self.name, **{key: _plain(getattr(self, key)) for key in self.settings()}}
 
     @classmethod
-    def settings(cls) -> list[str]:
-        """The names of the constructor's arguments."""
+    def settings(cls) -> dict[str, Any]:
+        """The constructor's arguments and their defaults; "required" where there is none."""
         parameters = inspect.signature(cls).parameters.values()
-        return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {
+            p.name: "required" if p.default is p.empty else p.default
+            for p in parameters
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
 
     @classmethod
     def from_config(cls, config: str | Mapping[str, Any] | Self) -> Self:

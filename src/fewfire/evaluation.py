@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fewfire import metrics
 from fewfire.autoencoder import Autoencoder
-from fewfire.contracts import Source
+from fewfire.contracts import Batch, Source
+from fewfire.rows import check_finite
 from fewfire.sources import open_source
 
 __all__ = ["Evaluation", "evaluate"]
@@ -30,13 +31,14 @@ def evaluate(
     Returns
     -------
     dict
-        ``n_rows, n_latents, mse, fvu, explained_variance, l0, dead_fraction, mean_activation``. Errors are in data
-        space, over every value; FVU compares with the mean of the whole set.
+        ``n_rows, n_latents, mse, fvu, fvu_columns, explained_variance, l0, dead_fraction, mean_activation``. Errors
+        are in data space, over every value; FVU compares with the mean of the whole set.
 
     Raises
     ------
     ValueError
-        The rows do not have the model's shape, or an endless source came without ``max_rows``.
+        The rows do not have the model's shape, one holds NaN or infinity, or an endless source came without
+        ``max_rows``.
     """
     return Evaluation.over(model, open_source(source), batch_size=batch_size, max_rows=max_rows).result()
 
@@ -47,7 +49,8 @@ class Evaluation:
     def __init__(self, model: Autoencoder) -> None:
         self.model = model
         self.target = metrics.Moments()
-        self.squared_error = 0.0
+        self.squared_error = torch.zeros((), dtype=torch.float64)
+        """(D,) per column of the target"""
         self.activation_sum = 0.0
         self.active_count = 0
         n = model.latent_shape[0]
@@ -58,14 +61,27 @@ class Evaluation:
 
     @classmethod
     def over(
-        cls, model: Autoencoder, source: Source, *, batch_size: int = 4096, max_rows: int | None = None
+        cls,
+        model: Autoencoder,
+        source: Source,
+        *,
+        batch_size: int = 4096,
+        max_rows: int | None = None,
+        skip_nonfinite: bool = False,
     ) -> Evaluation:
+        """Take in a source. Rows that hold NaN or infinity are refused by number, or left out."""
         if source.n_rows is None and max_rows is None:
             raise ValueError("an endless source has no last row; say how many to evaluate: max_rows=100_000")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"expected max_rows of at least 1; got {max_rows}")
         evaluation = cls(model)
         for batch in source.batches(batch_size, shuffle=False):
+            if skip_nonfinite:
+                fine = (torch.isfinite(t).flatten(1).all(1) for t in (batch.x_in, batch.x))
+                keep = torch.stack(list(fine)).all(0)
+                batch = Batch(batch.x_in[keep], batch.x[keep], batch.rows[keep])
+            check_finite(batch.x_in, "the data", batch.rows)
+            check_finite(batch.x, "the data", batch.rows)
             left = len(batch.x) if max_rows is None else max_rows - evaluation.n_rows
             evaluation.update(batch.x_in[:left], batch.x[:left])
             if evaluation.n_rows == max_rows:
@@ -83,7 +99,8 @@ class Evaluation:
         recon = self.model.decode(latents, like=None if like is None else like.to(latents.device))
         active = self.model.activation.active(latents)
         self.target.update(x.flatten(1).cpu())
-        self.squared_error += (recon.double() - x.to(recon.device).double()).square().sum().item()
+        error = (recon.double() - x.to(recon.device).double()).flatten(1).square().sum(0)
+        self.squared_error = self.squared_error + error.cpu()
         self.activation_sum += latents.double().sum().item()
         self.active_count += int(active.sum())
         by_latent = active.flatten(2).any(2) if active.ndim > 2 else active
@@ -104,12 +121,14 @@ class Evaluation:
         n_values = self.n_rows * self.target.mean.numel()
         n_latents = len(self.fired)
         n_positions = self.n_rows * int(torch.tensor(self.model.latent_shape).prod())
-        fvu = metrics.unexplained(self.squared_error, self.target.squared_deviation)
+        error = float(self.squared_error.sum())
+        fvu = metrics.unexplained(error, self.target.squared_deviation)
         return {
             "n_rows": self.n_rows,
             "n_latents": n_latents,
-            "mse": self.squared_error / n_values,
+            "mse": error / n_values,
             "fvu": fvu,
+            "fvu_columns": self.target.mean_unexplained(self.squared_error),
             "explained_variance": 1.0 - fvu,
             "l0": self.active_count / self.n_rows,
             "dead_fraction": int((self.fired == 0).sum()) / n_latents,

@@ -172,9 +172,10 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"there is no {path}; expected a model folder, a run folder or a .safetensors file")
     names = sorted(entry.name for entry in path.iterdir())
+    unfinished = "; finish the run first: fewfire train DATA --out RUN --resume" if "checkpoints" in names else ""
     found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     raise FileNotFoundError(
-        f"there is no model in {path}: expected {_MODEL} or model/{_MODEL}, found {found or 'nothing'}"
+        f"there is no model in {path}: expected {_MODEL} or model/{_MODEL}, found {found or 'nothing'}{unfinished}"
     )
 
 

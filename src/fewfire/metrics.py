@@ -116,8 +116,22 @@ class Moments:
     @property
     def squared_deviation(self) -> float:
         """Sum over rows and columns of (x - mean)^2; what rounding leaves in a constant column counts as 0."""
+        return float(self._deviation.sum())
+
+    def mean_unexplained(self, squared_error: Tensor) -> float:
+        """Mean over columns of each column's own FVU, so that one of large scale does not speak for all. (D,) -> 1.
+
+        Constant columns have no variance to explain and are left out.
+        """
+        varies = self._deviation != 0
+        if not varies.any():
+            return unexplained(float(squared_error.sum()), 0.0)
+        return float((squared_error[varies] / self._deviation[varies]).mean())
+
+    @property
+    def _deviation(self) -> Tensor:
         rounding = self.count * (8 * torch.finfo(torch.float64).eps * self.mean).square()
-        return float(self.m2.where(self.m2 > rounding, 0.0).sum()) if not self.m2.isnan().any() else float("nan")
+        return self.m2.where((self.m2 > rounding) | self.m2.isnan(), 0.0)
 
     @property
     def variance(self) -> Tensor:

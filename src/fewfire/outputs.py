@@ -16,6 +16,7 @@ from torch import Tensor
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
 from fewfire.disk import atomic_writer
+from fewfire.rows import check_finite
 
 __all__ = ["write_codes", "write_reconstructions"]
 
@@ -29,7 +30,7 @@ def write_codes(model: Autoencoder, source: Source, out: str | Path) -> tuple[in
     indices and the values of the latents that are not 0.
     """
     out = Path(out)
-    latents = (model.encode(b.x_in).flatten(1).cpu() for b in source.batches(BATCH, shuffle=False))
+    latents = (model.encode(x).flatten(1).cpu() for x in _rows(source))
     writers = {".npz": _write_csr, ".npy": _write_npy, ".parquet": _write_sparse_parquet}
     return _writer(writers, out)(latents, out)
 
@@ -40,12 +41,19 @@ def write_reconstructions(model: Autoencoder, source: Source, out: str | Path) -
     ``.npy`` · ``.parquet`` with the columns' own names.
     """
     out = Path(out)
-    recon = (model.reconstruct(b.x_in).cpu() for b in source.batches(BATCH, shuffle=False))
+    recon = (model.reconstruct(x).cpu() for x in _rows(source))
 
     def parquet(rows: Iterator[Tensor], path: Path) -> tuple[int, ...]:
         return _write_columns(rows, path, source.layout.columns)
 
     return _writer({".npy": _write_npy, ".parquet": parquet}, out)(recon, out)
+
+
+def _rows(source: Source) -> Iterator[Tensor]:
+    """The input rows in order, each known to be finite."""
+    for batch in source.batches(BATCH, shuffle=False):
+        check_finite(batch.x_in, "the data", batch.rows)
+        yield batch.x_in
 
 
 Writer = Callable[[Iterator[Tensor], Path], tuple[int, ...]]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Storage", "aligned", "as_rows", "as_storage", "compute_dtype", "take"]
+__all__ = ["Storage", "aligned", "as_rows", "as_storage", "check_finite", "compute_dtype", "take"]
 
 Storage: TypeAlias = Tensor | npt.NDArray[Any]
 """The caller's memory: a tensor, or a numpy array where torch cannot borrow it."""
@@ -108,6 +108,21 @@ def take(storage: Storage, where: slice | Tensor) -> Tensor:
     # A slice is the caller's memory, maybe read-only, which torch does not accept; a gather is ours already.
     ours = np.array(taken, dtype) if isinstance(where, slice) else taken.astype(dtype, copy=False)
     return torch.from_numpy(ours)
+
+
+def check_finite(x: Tensor, what: str = "x", numbers: Tensor | None = None) -> None:
+    """Refuse NaN and infinity, naming the first row that holds one. ``numbers``: what the rows are called.
+
+    Raises
+    ------
+    ValueError
+        A value is not finite.
+    """
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        row = first if numbers is None else int(numbers[first])
+        raise ValueError(f"{what} holds NaN or infinity, first in row {row}; fill it or drop the row")
 
 
 def aligned(x: Tensor) -> Tensor:

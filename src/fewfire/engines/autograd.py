@@ -38,7 +38,7 @@ class AutogradEngine:
     @classmethod
     def refuses(cls, job: Job) -> str | None:
         if job.optimizer.name == "lbfgs" and job.model.decoder.constrained:
-            return "L-BFGS cannot keep decoder rows at unit norm; set network.unit_norm to false"
+            return "L-BFGS cannot keep decoder rows at unit norm; give the network unit_norm: false"
         if job.optimizer.name == "lbfgs" and job.optimizer.clip_norm is not None:
             return "L-BFGS needs the gradient as it is; leave clip_norm out"
         return None

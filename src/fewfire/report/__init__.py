@@ -20,6 +20,7 @@ METRICS: dict[str, str] = {
     "n_latents": "features of the model",
     "mse": "squared error of the reconstruction, mean over rows and columns, in the units of the data",
     "fvu": "variance unexplained: squared error / squared distance from the mean of the rows; 0 is perfect",
+    "fvu_columns": "the same for each column by itself, then averaged: no column speaks for the others by its scale",
     "explained_variance": "1 - fvu: 1 is perfect, the mean of the rows alone gives 0",
     "l0": "features that fire on a row, mean over rows",
     "dead_fraction": "share of the features that fired on none of the rows",

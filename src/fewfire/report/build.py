@@ -91,7 +91,12 @@ class Page:
         self.gathered = gathered
         self.result = gathered.evaluation.result()
         self.title = words.title(run, source)
-        self.verdict = words.verdict(self.result, logistic="logits" in run.model.activation.gives)
+        # of a table each column has the same say: one in millions would speak for all the others
+        of_rows, of_columns = self.result["explained_variance"], 1 - self.result["fvu_columns"]
+        self.explained = of_rows if self.model.layout.kind == "image" else of_columns
+        self.verdict = words.verdict(
+            {**self.result, "explained_variance": self.explained}, logistic="logits" in run.model.activation.gives
+        )
         self.warnings = words.warnings(run, source, gathered, self.result)
         self.records = run.history()
         self.is_image = self.model.layout.kind == "image"
@@ -116,9 +121,10 @@ class Page:
     @property
     def glance(self) -> list[tuple[str, str, str]]:
         """(number, what it is, what it means)."""
-        explained, l0, n_latents = (self.result[k] for k in ("explained_variance", "l0", "n_latents"))
-        scale = "100% would be perfect, the mean alone gives 0%"
-        numbers = [(words.percent(explained), "of the variance explained", scale)]
+        l0, n_latents = self.result["l0"], self.result["n_latents"]
+        over = "" if self.model.layout.kind == "image" else "Each column by itself, averaged; "
+        scale = f"{over}100% would be perfect, the mean alone gives 0%"
+        numbers = [(words.percent(self.explained), "of the variance explained", scale)]
         if self.logistic:
             rho = next((term["rho"] for term in self.run.provenance.get("objective") or [] if "rho" in term), None)
             meaning = "of a unit, over all rows" + (f"; the target is {rho:g}" if rho else "")

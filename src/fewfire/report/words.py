@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,10 @@ def _fingerprints(run: Run, source: Source) -> Iterator[str]:
 
 def _penalties(run: Run, result: Mapping[str, float]) -> Iterator[str]:
     """What each sparsity term has to say of its own failure."""
+    found = {**result, "n_positions": math.prod(run.model.latent_shape)}
     for config in run.provenance.get("objective") or []:
         with contextlib.suppress(ValueError, TypeError):  # a term of somebody's own, not loaded here
-            said = Term.from_config(config).verdict(result)
+            said = Term.from_config(config).verdict(found)
             if said is not None:
                 yield said[:1].upper() + said[1:] + "."
 

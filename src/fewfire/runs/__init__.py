@@ -9,7 +9,17 @@ A run folder::
     report.html      for a person
 """
 
-from fewfire.runs.config import DataConfig, ModelConfig, RunConfig, load_config
+from fewfire.runs.config import DataConfig, ModelConfig, RunConfig, load_config, schema
 from fewfire.runs.folder import Run, make_trainer, open_run, train
 
-__all__ = ["DataConfig", "ModelConfig", "Run", "RunConfig", "load_config", "make_trainer", "open_run", "train"]
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "Run",
+    "RunConfig",
+    "load_config",
+    "make_trainer",
+    "open_run",
+    "schema",
+    "train",
+]

@@ -10,9 +10,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from fewfire.activations import Activation
+from fewfire.contracts import Named
+from fewfire.corruptions import Corruption
+from fewfire.networks import Network
+from fewfire.preprocess import Preprocess
+from fewfire.terms import Term
 from fewfire.trainer import TrainConfig
 
-__all__ = ["DataConfig", "ModelConfig", "RunConfig", "load_config"]
+__all__ = ["DataConfig", "ModelConfig", "RunConfig", "load_config", "schema"]
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -54,6 +60,22 @@ class RunConfig(_Section):
     )
     corruption: Spec | None = Field(None, description="{name: gaussian, level: 0.3}: trains a denoiser")
     train: TrainConfig = Field(default_factory=TrainConfig)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a RunConfig; under "members", what may be named in it and the settings each takes."""
+    families: dict[str, type[Named]] = {
+        "model.activation": Activation,
+        "model.network": Network,
+        "objective": Term,
+        "corruption": Corruption,
+        "data.preprocess": Preprocess,
+    }
+    members = {
+        where: {name: member.settings() for name, member in sorted(family.registry.items())}
+        for where, family in families.items()
+    }
+    return {"members": members, **RunConfig.model_json_schema()}
 
 
 def load_config(file: str | Path | None = None, settings: Sequence[str] = (), **data: Any) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -70,7 +70,7 @@ class ArraySource:
         x: Any,
         target: Any = None,
         *,
-        layout: Layout | None = None,
+        layout: Layout | Mapping[str, Any] | None = None,
         name: str = "array",
         suggested_preprocess: Spec = None,
         labels: npt.ArrayLike | None = None,
@@ -87,6 +87,8 @@ class ArraySource:
         for what, value in (("target", self._target), ("labels", self.labels)):
             if value is not None and len(value) != len(self):
                 raise ValueError(f"x and {what} need one row each; x has {len(self)}, {what} {len(value)}")
+        if isinstance(layout, Mapping):  # from a configuration file: {kind: table, columns: [...]}
+            layout = Layout.from_dict(layout)
         self.layout = _default_layout(x, self.row_shape) if layout is None else layout
         _check_layout(self.layout, self.row_shape)
 

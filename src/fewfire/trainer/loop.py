@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,21 +15,20 @@ import torch
 from torch import Tensor
 
 from fewfire import metrics, rng
-from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
 from fewfire.disk import ModelFileError
 from fewfire.engines import choose
 from fewfire.engines.autograd import labelled, objective
-from fewfire.evaluation import evaluate
-from fewfire.networks import Network
+from fewfire.evaluation import Evaluation
 from fewfire.sources import open_source
 from fewfire.terms import MSE, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.progress import make_progress
+from fewfire.trainer.refusals import check_needs, check_range, check_shapes, differences, nonfinite_message
 from fewfire.trainer.schedules import Schedules
 from fewfire.trainer.threads import threads, worthwhile_threads
 
@@ -106,9 +105,9 @@ class Trainer:
         if validation is None and config.validation_fraction:
             source, validation = source.split(config.validation_fraction, config.seed)
         self.config = config.resolve(source.n_rows)
-        _check_shapes(model, source)
+        check_shapes(model, source)
         if validation is not None:
-            _check_shapes(model, validation)
+            check_shapes(model, validation)
             if validation.n_rows is None:
                 raise ValueError("validation would never end: expected a source with a last row, got an endless one")
         if model.layout == Layout():
@@ -120,7 +119,7 @@ class Trainer:
         if not self.terms:
             raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
         for term in self.terms.values():
-            _check_needs(term, model)
+            check_needs(term, model)
         self.corruption = corruption
         self.folder = Path(folder) if folder is not None else None
         self.progress = make_progress(progress)
@@ -192,7 +191,7 @@ class Trainer:
         try:
             for batch in self._batches():
                 if self.state.step == 0:
-                    _check_range(self.model, batch.x)
+                    check_range(self.model, batch.x)
                 report = self._step(batch)
                 self._seconds = time.perf_counter() - started
                 speed = (self.state.samples - samples_before) / max(time.perf_counter() - session, 1e-9)
@@ -247,7 +246,7 @@ class Trainer:
             state.since_fired[report.fired] = 0
             state.samples += len(batch.rows)
         elif self.config.on_nonfinite == "stop":
-            raise TrainingError(_nonfinite_message(batch, report.bad_rows, state.step))
+            raise TrainingError(nonfinite_message(batch, report.bad_rows, state.step))
         else:
             self.skipped += 1
         state.step += 1
@@ -309,7 +308,12 @@ class Trainer:
         """Take the best weights if they were kept, then say what came out and whether the penalties worked."""
         if self._best.weights:
             self.model.load_state_dict(self._best.weights)
-        self.summary = evaluate(self.model, self.validation or self.source, max_rows=SUMMARY_ROWS)
+        self.summary = Evaluation.over(
+            self.model,
+            self.validation or self.source,
+            max_rows=SUMMARY_ROWS,
+            skip_nonfinite=self.config.on_nonfinite == "skip",
+        ).result()
         if not (self._log.history and "summary" in self._log.history[-1]):  # a finished run was resumed
             last = {"seconds": round(self._seconds, 3), "skipped": self.skipped, "summary": self.summary}
             self._log.log(self.state.step, last)
@@ -317,10 +321,20 @@ class Trainer:
         if self.speaks:
             sys.stderr.write(self.describe() + "\n")
         found = {**self.summary, "n_positions": math.prod(self.model.latent_shape)}
-        for term in self.terms.values():
-            verdict = term.verdict(found)
+        verdicts = [term.verdict(found) for term in self.terms.values()]
+        for verdict in (*verdicts, self._collapse()):
             if verdict is not None:
                 warnings.warn(verdict, SparsityWarning, stacklevel=3)
+
+    def _collapse(self) -> str | None:
+        """A sentence when most of the dictionary came to nothing."""
+        dead = self.summary["dead_fraction"]
+        if not self.model.activation.exact_zeros or dead <= 0.5:
+            return None
+        return (
+            f"{dead:.0%} of the latents never fire; lower the learning rate (now {self.config.learning_rate:g}), "
+            "train longer, or ask for fewer latents"
+        )
 
     def describe(self) -> str:
         """What training came to, in a sentence."""
@@ -417,10 +431,10 @@ class Trainer:
             groups, metadata = checkpoint.load(newest)
         except ModelFileError as error:
             raise ModelFileError(f"{error}; without this file --resume goes on from the one before") from None
-        differences = list(_differences(metadata["run"], self._identity()))
-        if differences:
+        found = list(differences(metadata["run"], self._identity()))
+        if found:
             raise ValueError(
-                f"cannot resume from {newest}: {'; '.join(differences[:4])}. "
+                f"cannot resume from {newest}: {'; '.join(found[:4])}. "
                 "Train with the settings and data it was started with, or into another folder"
             )
         self.model.load_state_dict(groups["model"])
@@ -435,64 +449,6 @@ class Trainer:
         return True
 
 
-# ---------------------------------------------------------------------------------------------- sentences
-
-
 def _default_terms(model: Autoencoder) -> list[Term]:
     """Squared error, and what usually goes with the activation as far as this model gives what it needs."""
     return [MSE(), *(term for term in model.activation.default_terms() if term.needs <= model.gives)]
-
-
-def _check_shapes(model: Autoencoder, source: Source) -> None:
-    for what, wanted, came in (
-        ("rows", model.input_shape, source.row_shape),
-        ("targets", model.target_shape, source.target_shape),
-    ):
-        if tuple(came) != tuple(wanted):
-            raise ValueError(f"expected {what} of shape {tuple(wanted)}, as the model's; the data's are {tuple(came)}")
-
-
-def _check_range(model: Autoencoder, x: Tensor) -> None:
-    """A logistic output cannot leave (0, 1); trained on anything else it fails without a word."""
-    low, high = float(x.min()), float(x.max())
-    if model.network.output == "sigmoid" and (low < 0 or high > 1):
-        raise ValueError(
-            f"reconstructions with output sigmoid lie between 0 and 1, the preprocessed data between {low:.4g} and "
-            f"{high:.4g}; use preprocess minmax (or clip_scale), or output identity"
-        )
-
-
-def _check_needs(term: Term, model: Autoencoder) -> None:
-    """Refuse a term that asks for what the model does not give, and say who would give it."""
-    for need in sorted(term.needs - model.gives):
-        givers = [f"activation {n}" for n, a in Activation.registry.items() if need in a.gives]
-        givers += [f"network {n}" for n, w in Network.registry.items() if need in w.gives]
-        givers += ["output sigmoid"] if need == "output_logits" else []
-        raise ValueError(
-            f"term {term.name!r} needs {need}, which activation {model.activation.name!r} with network "
-            f"{model.network.name!r} (output {model.network.output}) does not give; "
-            f"given by: {', '.join(givers) or 'nothing that is loaded'}"
-        )
-
-
-def _nonfinite_message(batch: Batch, bad: Tensor, step: int) -> str:
-    in_data = not bool(torch.isfinite(batch.x_in).all() and torch.isfinite(batch.x).all())
-    rows = ", ".join(str(int(r)) for r in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    if in_data:
-        return f"step {step}: NaN or infinity in row {rows}; remove or fill them, or set on_nonfinite to 'skip'"
-    return (
-        f"step {step}: the loss is not finite, though the data are (rows {rows}); "
-        "lower the learning rate, or rescale the data (preprocess 'standardize')"
-    )
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """``train.seed was 0 and is 1``, for every leaf that differs."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted(set(before) | set(now)):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for i, pair in enumerate(zip(before, now, strict=True)):
-            yield from _differences(*pair, f"{path}.{i}")
-    elif before != now:
-        yield f"{path} was {before!r:.50} and is {now!r:.50}"
