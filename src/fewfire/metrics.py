@@ -121,12 +121,13 @@ class Moments:
     def mean_unexplained(self, squared_error: Tensor) -> float:
         """Mean over columns of each column's own FVU, so that one of large scale does not speak for all. (D,) -> 1.
 
-        Constant columns have no variance to explain and are left out.
+        A column that comes out worse than its own mean counts as 1, wholly unexplained; constant columns have nothing
+        to explain and are left out.
         """
         varies = self._deviation != 0
         if not varies.any():
             return unexplained(float(squared_error.sum()), 0.0)
-        return float((squared_error[varies] / self._deviation[varies]).mean())
+        return float((squared_error[varies] / self._deviation[varies]).clamp(max=1).mean())
 
     @property
     def _deviation(self) -> Tensor:

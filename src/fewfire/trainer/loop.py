@@ -342,8 +342,12 @@ class Trainer:
         dead = round(s["dead_fraction"] * s["n_latents"])
         skipped = f"; {self.skipped} steps were not finite and were skipped" if self.skipped else ""
         fire, never = ("fire", "fire") if self.model.activation.exact_zeros else ("exceed one half", "do")
+        per_column = 1 - s["fvu_columns"]  # one column of large scale can hold nearly all of the variance
+        apart = abs(per_column - s["explained_variance"]) > 0.1
+        each = f" ({per_column:.1%} of an average column's)" if apart else ""
         return (
-            f"{self.state.step:,} steps in {self._seconds:.1f} s: {s['explained_variance']:.1%} of variance explained, "
+            f"{self.state.step:,} steps in {self._seconds:.1f} s: "
+            f"{s['explained_variance']:.1%} of variance explained{each}, "
             f"mean activation {s['mean_activation']:.3g}, {s['l0']:.1f} of {s['n_latents']:,} latents {fire} per row, "
             f"{dead} never {never}{skipped}"
         )
