@@ -42,7 +42,9 @@ def main() -> None:
     rows = [gradient_row(member) for member in members]
     print_table(["member", "model", "relative error", "goal", ""], rows)
     print_title("KL penalty of 100 rows of one unit: value beside 50 digits, gradient")
-    print_table(["logits", "rho", "value", "relative error", "|gradient|", ""], kl_rows())
+    print_table(
+        ["logits", "rho", "value", "relative error", "|gradient|", "book, float32", "book, clamped", ""], kl_rows()
+    )
 
 
 # ---------------------------------------------------------------------------------------------- gradients
@@ -168,7 +170,18 @@ def kl_row(name: str, logits: Tensor, rho: float) -> list[str]:
     error = float(abs((mpmath.mpf(got) - exact) / exact))
     gradient = float(z.grad.abs().sum())
     alive = error <= GOAL_KL and 0 < gradient < float("inf")
-    return [name, f"{rho:g}", f"{got:.6g}", f"{error:.1e}", f"{gradient:.2g}", verdict(alive)]
+    others = [as_typed(logits, rho, clamp) for clamp in (0.0, 1e-6)]
+    return [name, f"{rho:g}", f"{got:.6g}", f"{error:.1e}", f"{gradient:.2g}", *others, verdict(alive)]
+
+
+def as_typed(logits: Tensor, rho: float, clamp: float) -> str:
+    """|gradient| of the formula as it stands in the book, in float32; its mean clamped off 0 and 1, or not."""
+    z = logits.float().requires_grad_()
+    mean = z.sigmoid().mean(0)
+    mean = mean.clamp(clamp, 1 - clamp) if clamp else mean
+    kl = rho * torch.log(rho / mean) + (1 - rho) * torch.log((1 - rho) / (1 - mean))
+    kl.sum().backward()
+    return f"{float(z.grad.abs().sum()):.2g}"
 
 
 def kl_reference(logits: Tensor, rho: float) -> mpmath.mpf:

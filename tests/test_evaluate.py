@@ -239,6 +239,9 @@ def test_rows_that_are_not_finite_are_named_or_left_out():
         evaluate(make("relu"), ff.ArraySource(x))
     left_out = Evaluation.over(make("relu"), ff.ArraySource(x), skip_nonfinite=True).result()
     assert left_out["n_rows"] == len(x) - 1
+    x[:50] = torch.nan  # a whole batch of them, and a few of the next
+    rest = Evaluation.over(make("relu"), ff.ArraySource(x), batch_size=40, skip_nonfinite=True)
+    assert rest.n_rows == len(x) - 50
     assert all(math.isfinite(v) for v in left_out.values())
     assert math.isnan(metrics.fvu(x, data()))
     assert math.isnan(metrics.fvu(x[:, 2:3], data()[:, 2:3])), "no other column to give it a variance"

@@ -306,8 +306,3 @@ class Engine(Protocol):
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None: ...
-
-
-def as_latent_mask(active: Tensor) -> Tensor:
-    """(B, L, ...) bool -> (L,) bool: the latents active somewhere. A feature map counts as one latent."""
-    return active.transpose(0, 1).flatten(1).any(1) if active.ndim > 2 else active.any(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -77,11 +78,12 @@ class Evaluation:
         evaluation = cls(model)
         for batch in source.batches(batch_size, shuffle=False):
             if skip_nonfinite:
-                fine = (torch.isfinite(t).flatten(1).all(1) for t in (batch.x_in, batch.x))
-                keep = torch.stack(list(fine)).all(0)
-                batch = Batch(batch.x_in[keep], batch.x[keep], batch.rows[keep])
+                batch = _finite_rows(batch)
+                if len(batch.rows) == 0:
+                    continue
             check_finite(batch.x_in, "the data", batch.rows)
-            check_finite(batch.x, "the data", batch.rows)
+            if batch.x is not batch.x_in:
+                check_finite(batch.x, "the target", batch.rows)
             left = len(batch.x) if max_rows is None else max_rows - evaluation.n_rows
             evaluation.update(batch.x_in[:left], batch.x[:left])
             if evaluation.n_rows == max_rows:
@@ -103,8 +105,7 @@ class Evaluation:
         self.squared_error = self.squared_error + error.cpu()
         self.activation_sum += latents.double().sum().item()
         self.active_count += int(active.sum())
-        by_latent = active.flatten(2).any(2) if active.ndim > 2 else active
-        self.fired += by_latent.sum(0).cpu()
+        self.fired += metrics.by_latent(active).sum(0).cpu()
         highest = latents.transpose(0, 1).flatten(1).amax(1).double().cpu()
         self.largest = torch.maximum(self.largest, highest)
 
@@ -120,7 +121,7 @@ class Evaluation:
     def result(self) -> dict[str, float]:
         n_values = self.n_rows * self.target.mean.numel()
         n_latents = len(self.fired)
-        n_positions = self.n_rows * int(torch.tensor(self.model.latent_shape).prod())
+        n_positions = self.n_rows * math.prod(self.model.latent_shape)
         error = float(self.squared_error.sum())
         fvu = metrics.unexplained(error, self.target.squared_deviation)
         return {
@@ -134,3 +135,9 @@ class Evaluation:
             "dead_fraction": int((self.fired == 0).sum()) / n_latents,
             "mean_activation": self.activation_sum / n_positions,
         }
+
+
+def _finite_rows(batch: Batch) -> Batch:
+    keep = torch.isfinite(batch.x_in).flatten(1).all(1) & torch.isfinite(batch.x).flatten(1).all(1)
+    x_in = batch.x_in[keep]
+    return Batch(x_in, x_in if batch.x is batch.x_in else batch.x[keep], batch.rows[keep])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "Moments",
+    "by_latent",
     "dead_fraction",
     "density",
     "explained_variance",
@@ -57,9 +58,14 @@ def l0(active: Tensor) -> float:
 
 
 def density(active: Tensor) -> Tensor:
-    """(L,) float64: the fraction of rows on which each latent fires. A feature map fires when any position does."""
+    """(L,) float64: the fraction of rows on which each latent fires."""
     _are_bool(active)
-    return active.flatten(2).any(2).double().mean(0) if active.ndim > 2 else active.double().mean(0)
+    return by_latent(active).double().mean(0)
+
+
+def by_latent(active: Tensor) -> Tensor:
+    """(B, L, ...) bool -> (B, L) bool: a feature map fires when any of its positions does."""
+    return active.flatten(2).any(2) if active.ndim > 2 else active
 
 
 def dead_fraction(active: Tensor) -> float:

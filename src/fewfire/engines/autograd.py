@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fewfire.contracts import Batch, ForwardOutput, Job, StepReport, TrainState, as_latent_mask
+from fewfire import metrics
+from fewfire.contracts import Batch, ForwardOutput, Job, StepReport, TrainState
 from fewfire.engines.optimizers import make_optimizer
 
 __all__ = ["AutogradEngine", "objective"]
@@ -81,7 +82,7 @@ class AutogradEngine:
         active = self.model.activation.active(out.latents)
         rows = len(active)
         scalars["l0"] = active.sum() / rows
-        return StepReport(scalars, as_latent_mask(active))
+        return StepReport(scalars, metrics.by_latent(active).any(0))
 
     def _uncommitted(self, batch: Batch, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:
         """Name the rows that are not finite; when each row is but their sum is not, all of them.
