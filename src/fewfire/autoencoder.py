@@ -242,6 +242,8 @@ class Autoencoder(nn.Module):
 
     def _ready(self, x: Any, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]:
         """Checked rows on the model's device in the computing dtype, and the model in that dtype."""
+        if what == "x" and not isinstance(x, Tensor):
+            self.layout.check_columns(getattr(x, "columns", ()))  # a DataFrame's
         rows = as_rows(x, what).to(self.device)
         if tuple(rows.shape[1:]) != shape or rows.ndim < 2:
             raise ValueError(f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(rows.shape)}")

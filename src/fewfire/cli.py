@@ -32,7 +32,14 @@ app = typer.Typer(
 )
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a bare model folder.")]
-DataArg = Annotated[str, typer.Argument(metavar="DATA", help="A file (.npy), or a built-in name: digits, patches.")]
+DataArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A file (.npy, .npz, .csv, .parquet, .safetensors), a folder of images, or a built-in name: digits, "
+        "patches.",
+    ),
+]
 MaybeData = Annotated[str | None, typer.Argument(metavar="[DATA]", help="Default: what the run was trained on.")]
 OutFile = Annotated[Path, typer.Option("--out", help="The file to write.")]
 
@@ -100,6 +107,24 @@ def reconstruct(run: RunPath, data: DataArg, out: OutFile) -> None:
 
 
 @app.command()
+def score(
+    run: RunPath,
+    data: DataArg,
+    out: OutFile,
+    threshold: Annotated[
+        float | None, typer.Option(help="A row above it is an anomaly. Default: 99 % of the training rows are below.")
+    ] = None,
+) -> None:
+    """Write how unusual every row is, and which columns make it so: .csv or .parquet."""
+    from fewfire.runs import open_run
+    from fewfire.scoring import write_scores
+
+    opened = open_run(run)
+    rows, anomalies = write_scores(opened.model, opened.source(data), out, above=opened.threshold(threshold))
+    _say(f"{out}: {rows:,} rows, {anomalies:,} of them anomalies")
+
+
+@app.command()
 def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A run folder, a model folder or file.")],
 ) -> None:
@@ -132,6 +157,21 @@ def demo(
     _say(f"open {page}")
     if show if show is not None else _has_screen():
         webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def doctor() -> None:
+    """What this installation and this machine give fewfire, and what is missing and would help."""
+    from fewfire.doctor import diagnose
+
+    findings = diagnose()
+    marks = {"ok": " ", "note": "-", "problem": "!"}
+    for finding in findings:
+        typer.echo(f"{marks[finding.state]} {finding.what:<14} {finding.says}")
+    problems = sum(finding.state == "problem" for finding in findings)
+    if problems:
+        _say(f"fewfire: {problems} problem{'s' * (problems > 1)}, marked with !")
+        raise typer.Exit(1)
 
 
 @app.command()

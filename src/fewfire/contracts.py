@@ -12,7 +12,7 @@ A batch walks: ``Source`` -> ``Batch`` -> ``Autoencoder`` -> ``ForwardOutput`` -
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -221,6 +221,27 @@ class Layout:
     kind: Literal["table", "image"] = "table"
     shape: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
+
+    def check_columns(self, columns: Iterable[Any]) -> None:
+        """Refuse a table whose columns are named, and not as here or not in this order. Unnamed ones pass.
+
+        Raises
+        ------
+        ValueError
+            The message names what differs.
+        """
+        came = tuple(map(str, columns))
+        if not self.columns or not came or came == self.columns:
+            return
+        missing = [name for name in self.columns if name not in came]
+        extra = [name for name in came if name not in self.columns]
+        if missing or extra:
+            named = {"missing": missing, "unknown": extra}
+            what = "; ".join(f"{word}: {', '.join(names[:5])}" for word, names in named.items() if names)
+        else:
+            i = next(i for i, (own, other) in enumerate(zip(self.columns, came, strict=False)) if own != other)
+            what = f"another order: column {i} was {self.columns[i]!r} and is {came[i]!r}"
+        raise ValueError(f"expected the columns that the model was trained on, in their order; got {what:.250}")
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "shape": list(self.shape), "columns": list(self.columns)}

@@ -75,6 +75,7 @@ class Evaluation:
             raise ValueError("an endless source has no last row; say how many to evaluate: max_rows=100_000")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"expected max_rows of at least 1; got {max_rows}")
+        model.layout.check_columns(source.layout.columns)
         evaluation = cls(model)
         for batch in source.batches(batch_size, shuffle=False):
             if skip_nonfinite:

@@ -30,7 +30,7 @@ def write_codes(model: Autoencoder, source: Source, out: str | Path) -> tuple[in
     indices and the values of the latents that are not 0.
     """
     out = Path(out)
-    latents = (model.encode(x).flatten(1).cpu() for x in _rows(source))
+    latents = (model.encode(x).flatten(1).cpu() for x in _rows(model, source))
     writers = {".npz": _write_csr, ".npy": _write_npy, ".parquet": _write_sparse_parquet}
     return _writer(writers, out)(latents, out)
 
@@ -41,7 +41,7 @@ def write_reconstructions(model: Autoencoder, source: Source, out: str | Path) -
     ``.npy`` · ``.parquet`` with the columns' own names.
     """
     out = Path(out)
-    recon = (model.reconstruct(x).cpu() for x in _rows(source))
+    recon = (model.reconstruct(x).cpu() for x in _rows(model, source))
 
     def parquet(rows: Iterator[Tensor], path: Path) -> tuple[int, ...]:
         return _write_columns(rows, path, source.layout.columns)
@@ -49,8 +49,9 @@ def write_reconstructions(model: Autoencoder, source: Source, out: str | Path) -
     return _writer({".npy": _write_npy, ".parquet": parquet}, out)(recon, out)
 
 
-def _rows(source: Source) -> Iterator[Tensor]:
+def _rows(model: Autoencoder, source: Source) -> Iterator[Tensor]:
     """The input rows in order, each known to be finite."""
+    model.layout.check_columns(source.layout.columns)
     for batch in source.batches(BATCH, shuffle=False):
         check_finite(batch.x_in, "the data", batch.rows)
         yield batch.x_in

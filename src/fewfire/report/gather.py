@@ -61,6 +61,7 @@ def gather(model: Autoencoder, source: Source) -> Gathered:
     ValueError
         The source gave no rows.
     """
+    model.layout.check_columns(source.layout.columns)
     evaluation = Evaluation(model)
     n_latents = model.latent_shape[0]
     best = torch.full((n_latents, N_TOP), -math.inf)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
 from fewfire.corruptions import Corruption
 from fewfire.runs.config import ModelConfig, RunConfig
+from fewfire.scoring import threshold
+from fewfire.sources import KINDS, open_source
 from fewfire.terms import Term
 from fewfire.trainer import Trainer
 
-__all__ = ["make_trainer", "provenance", "resolved"]
+__all__ = ["make_trainer", "open_like", "provenance", "resolved"]
 
 MAX_DEFAULT_LATENTS = 16_384
+USUAL_ROWS = 0.99
+"""share of the training rows that `fewfire score` takes for usual"""
 
 
 def make_trainer(
@@ -57,7 +63,8 @@ def resolved(config: RunConfig, trainer: Trainer) -> RunConfig:
 
 
 def provenance(trainer: Trainer, data: str) -> dict[str, Any]:
-    """Where a model comes from; saved with it."""
+    """Where a model comes from, and which reconstruction errors are usual there; saved with it."""
+    usual = threshold(trainer.model, trainer.validation or trainer.source, quantile=USUAL_ROWS)
     return {
         "data": data,
         "data_fingerprint": trainer.source.fingerprint,
@@ -67,5 +74,31 @@ def provenance(trainer: Trainer, data: str) -> dict[str, Any]:
         "engine": trainer.engine_reason,
         "steps": trainer.state.step,
         "skipped": trainer.skipped,
+        "score": {"quantile": USUAL_ROWS, "threshold": usual if math.isfinite(usual) else None},
         "summary": {k: v if math.isfinite(v) else None for k, v in trainer.summary.items()},
     }
+
+
+def open_like(model: Autoencoder, options: Mapping[str, Any], data: Any) -> Source:
+    """Other data for a trained model, read as its own were.
+
+    A file with named columns gives those that the model knows, by name and in the model's order, whatever else it
+    holds; windows are cut as in training. Of the ``options`` of the training data, those count that this kind of
+    data has.
+    """
+    layout = model.layout
+    wanted = {name: value for name, value in options.items() if name not in ("columns", "drop")}
+    if layout.kind == "series":
+        wanted = {"window": layout.shape[1], **wanted}
+    if layout.columns:
+        wanted["columns"] = list(layout.columns)
+    possible = _options_of(data)
+    return open_source(data, **{name: value for name, value in wanted.items() if name in possible})
+
+
+def _options_of(data: Any) -> set[str]:
+    """The options that whatever opens this path takes; windows are cut from anything."""
+    if not isinstance(data, str | Path) or (isinstance(data, str) and data in KINDS):
+        return set()
+    kind = next((kind for kind in KINDS.values() if kind.accepts is not None and kind.accepts(Path(data))), None)
+    return set() if kind is None else {*inspect.signature(kind.open).parameters, "window", "stride"}

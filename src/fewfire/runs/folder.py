@@ -14,7 +14,7 @@ from fewfire import files
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
 from fewfire.disk import atomic_write
-from fewfire.runs.building import make_trainer, provenance, resolved
+from fewfire.runs.building import make_trainer, open_like, provenance, resolved
 from fewfire.runs.config import DataConfig, RunConfig, load_config
 from fewfire.sources import open_source
 from fewfire.tracking import read_metrics
@@ -45,12 +45,25 @@ class Run:
         ValueError
             Nothing was given, and the run does not know its data.
         """
-        own = None if self.config is None else self.config.data
-        if own is not None and own.path is not None and (data is None or (isinstance(data, str) and data == own.path)):
+        own = DataConfig() if self.config is None else self.config.data
+        if own.path is not None and (data is None or (isinstance(data, str) and data == own.path)):
             return _open(own)
         if data is None:
             raise ValueError(f"{self.path} does not say what it was trained on; name the data")
-        return open_source(data)
+        return open_like(self.model, own.options, data)
+
+    def threshold(self, wanted: float | None = None) -> float:
+        """The score above which a row is an anomaly: the one wanted, or what training rows rarely exceed.
+
+        Raises
+        ------
+        ValueError
+            Neither is known.
+        """
+        saved = self.provenance.get("score", {}).get("threshold") if wanted is None else wanted
+        if not isinstance(saved, int | float):
+            raise ValueError(f"{self.path} does not know which scores are usual; give --threshold")
+        return float(saved)
 
 
 def open_run(path: str | Path) -> Run:
