@@ -11,10 +11,26 @@ A batch walks: ``Source`` -> ``Batch`` -> ``Autoencoder`` -> ``ForwardOutput`` -
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +47,7 @@ __all__ = [
     "SparseCodes",
     "StepReport",
     "TrainState",
+    "did_you_mean",
 ]
 
 
@@ -177,23 +194,34 @@ class Named:
         family = next(c.__name__.lower() for c in cls.__mro__ if "registry" in c.__dict__)
         if not isinstance(config, str | Mapping):
             hint = f"; did you mean {config.__name__}()?" if isinstance(config, type) else ""
-            raise ValueError(f"expected {family} to be its name, its settings or an instance, got {config!r}{hint}")
+            raise ValueError(
+                f"expected {family} to be its name, its settings or an instance, got {config!r:.100}{hint}"
+            )
         arguments: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
         name = arguments.pop("name", None)
-        if name not in cls.registry:
-            raise ValueError(f"unknown {family} {name!r}; choose from: {', '.join(sorted(cls.registry))}")
+        if not isinstance(name, str) or name not in cls.registry:
+            raise ValueError(
+                f"unknown {family} {name!r:.60}; choose from: {', '.join(sorted(cls.registry))}"
+                + did_you_mean(name, cls.registry)
+            )
         member = cls.registry[name]
         allowed = member.settings()
-        unknown = sorted(set(arguments) - set(allowed))
+        unknown = sorted(map(str, set(arguments) - set(allowed)))
         if unknown:
             raise ValueError(
-                f"{family} {name!r} has no setting {', '.join(map(repr, unknown))}; "
-                f"it takes: {', '.join(allowed) or 'nothing'}"
+                f"{family} {name!r} has no setting {', '.join(map(repr, unknown)):.80}; "
+                f"it takes: {', '.join(allowed) or 'nothing'}" + did_you_mean(unknown[0], allowed)
             )
+        for key, kind in _kinds(member).items():
+            if key in arguments and not _fits(arguments[key], kind):
+                expected = inspect.formatannotation(kind)
+                raise TypeError(f"{family} {name!r}: expected {key} to be {expected}; got {arguments[key]!r:.60}")
         try:
             return member(**arguments)  # type: ignore[no-any-return]
         except TypeError as error:
-            raise TypeError(f"{family} {name!r}: a setting is of the wrong kind ({error}); got {arguments}") from None
+            raise TypeError(
+                f"{family} {name!r}: a setting is of the wrong kind ({error!s:.150}); got {arguments!s:.100}"
+            ) from None
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "name")
@@ -211,16 +239,68 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def did_you_mean(word: object, words: Iterable[str]) -> str:
+    """The end of a refusal: "; did you mean 'topk'?", or nothing where no word is close."""
+    close = difflib.get_close_matches(str(word)[:60].lower(), list(words), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _kinds(member: type[Any]) -> dict[str, Any]:
+    """The annotations of a constructor's arguments."""
+    try:
+        return get_type_hints(member.__init__)
+    except Exception:  # a user's annotation may name what exists only for a type checker
+        return {}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a setting is of the plain kind that its annotation says. Of other kinds, every value is.
+
+    Python itself would take "no" for a bool, and for true.
+    """
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return any(_fits(value, option) for option in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if kind is int:
+        return number and (isinstance(value, Integral) or float(value).is_integer())  # schedules turn 8 into 8.0
+    if kind is bool:
+        return isinstance(value, bool | np.bool_)
+    return number if kind is float else isinstance(value, kind) if kind in (str, NoneType) else True
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a person sees a row: what a picture, a report and the explorer draw.
 
     ``kind`` "image": ``shape`` is (h, w) or (channels, h, w). "table": ``columns`` are the column names.
+    "series": ``shape`` is (channels, length), a stretch of time, and ``columns`` are the channels' names.
     """
 
-    kind: Literal["table", "image"] = "table"
+    kind: Literal["table", "image", "series"] = "table"
     shape: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
+
+    def check(self, row_shape: tuple[int, ...]) -> None:
+        """Refuse rows that this does not describe.
+
+        Raises
+        ------
+        ValueError
+            They have more or fewer values, or a series another number of channels than it names.
+        """
+        size = math.prod(row_shape)
+        described = len(self.columns) or size if self.kind == "table" else math.prod(self.shape)
+        if described != size:
+            named = {"table": f"a table of {described} columns", "image": f"an image of {self.shape}"}
+            what = named.get(self.kind, f"a series of {self.shape}")
+            raise ValueError(f"the layout describes {what}, the rows have {size} values of shape {row_shape}")
+        if self.kind == "series" and (len(self.shape) != 2 or len(self.columns) not in (0, self.shape[0])):
+            raise ValueError(
+                f"a series needs a shape (channels, length) and a name per channel or none, got {self.shape} and "
+                f"{len(self.columns)} names"
+            )
 
     def check_columns(self, columns: Iterable[Any]) -> None:
         """Refuse a table whose columns are named, and not as here or not in this order. Unnamed ones pass.

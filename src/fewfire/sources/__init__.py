@@ -5,23 +5,41 @@ a short label, and ``suggested_preprocess``, what suits their data. ``open_sourc
 
     open_source("digits")                   # a built-in data set
     open_source("activations.npy")          # a file, memory-mapped
-    open_source(array)                      # numpy, torch, a DataFrame
+    open_source("table.parquet")            # or .csv: streamed, larger than memory if need be
+    open_source("sensors.csv", window=64)   # windows of a time series
+    open_source("photographs/", patch=8)    # a folder of pictures, whole or in patches
+    open_source(array)                      # numpy, torch, a DataFrame, a sparse matrix
 
 How to add a kind: :mod:`fewfire.sources.registry`.
 """
 
 from fewfire.sources.arrays import ArraySource
+from fewfire.sources.blocks import BlockSource
 from fewfire.sources.builtin import digits, patches, photographs
-from fewfire.sources.files import NpySource
+from fewfire.sources.csv import CsvSource
+from fewfire.sources.images import ImageSource, image_folder
+from fewfire.sources.npy import NpySource
+from fewfire.sources.npz import NpzSource
 from fewfire.sources.opening import open_source
+from fewfire.sources.parquet import ParquetSource
 from fewfire.sources.registry import KINDS, Kind
+from fewfire.sources.safetensors import SafetensorsSource
+from fewfire.sources.windows import cut_windows
 
 __all__ = [
     "KINDS",
     "ArraySource",
+    "BlockSource",
+    "CsvSource",
+    "ImageSource",
     "Kind",
     "NpySource",
+    "NpzSource",
+    "ParquetSource",
+    "SafetensorsSource",
+    "cut_windows",
     "digits",
+    "image_folder",
     "open_source",
     "patches",
     "photographs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from fewfire import rng
 from fewfire.contracts import Layout
 from fewfire.preprocess import whiten_1_over_f
 from fewfire.sources.arrays import ArraySource
+from fewfire.sources.pictures import SUFFIXES, look, picture_paths, read_pixels
+from fewfire.sources.reading import machine_memory
 from fewfire.sources.registry import built_in
 
-__all__ = ["digits", "patches", "photographs"]
+__all__ = ["cut_patches", "digits", "patches", "photographs"]
 
 Picture = npt.NDArray[np.float64]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's "L"
 _MARGIN = 5  # pixels; beyond it lies 0.03 % of the whitening kernel's energy
-_PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @built_in
@@ -77,15 +78,18 @@ def patches(
     ValueError
         A picture is not grey, not finite, or smaller than a patch with margins; ``size`` or ``n`` is below 1.
     """
-    if size < 1 or n < 1:
-        raise ValueError(f"patches needs size and n of at least 1, got size={size}, n={n}")
     pictures = _sample_photographs() if images is None else [_grey(image) for image in images]
     if not pictures:
         raise ValueError("patches needs at least one picture, got an empty list")
-    if whiten:
-        pictures = [whiten_1_over_f(picture) for picture in pictures]
+    cut = cut_patches(
+        [picture.shape for picture in pictures],
+        lambda i: whiten_1_over_f(pictures[i]) if whiten else pictures[i],
+        size,
+        n,
+        seed,
+    )
     return ArraySource(
-        _cut(pictures, size, n, seed),
+        cut.reshape(n, -1),
         layout=Layout("image", (size, size)),
         name="patches",
         suggested_preprocess=["row_mean", "center"],
@@ -105,22 +109,16 @@ def photographs(folder: str | Path) -> list[Picture]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_SUFFIXES)
+    paths = picture_paths(folder)
     if not paths:
-        raise FileNotFoundError(f"no pictures in {folder}; looked for {', '.join(sorted(_PICTURE_SUFFIXES))}")
+        raise FileNotFoundError(f"no pictures in {folder}; looked for {', '.join(SUFFIXES)}")
     return [_read_grey(path) for path in paths]
 
 
 def _read_grey(path: Path) -> Picture:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8
-                return np.asarray(image, dtype=np.float64) / 65535
-            return _luminance(np.asarray(image.convert("RGB")))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the picture {path}: {error}") from None
+    form = look(path)
+    pixels = read_pixels(path, form)
+    return pixels / float(form.white) if form.grey else _luminance(np.moveaxis(pixels, 0, -1))
 
 
 def _sample_photographs() -> list[Picture]:
@@ -143,20 +141,55 @@ def _grey(image: npt.ArrayLike) -> npt.NDArray[Any]:
     return picture
 
 
-def _cut(pictures: Sequence[npt.NDArray[Any]], size: int, n: int, seed: int) -> npt.NDArray[np.float32]:
-    """(n, size * size): patches at random positions, clear of the borders, where whitening wraps around."""
-    inner = [picture[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] for picture in pictures]
-    for picture, usable in zip(pictures, inner, strict=True):
-        if min(usable.shape) < size:
-            least = size + 2 * _MARGIN
-            raise ValueError(f"patches of {size} pixels need pictures of {least} or more, got {picture.shape}")
-    windows = [sliding_window_view(usable, (size, size)) for usable in inner]  # (rows, columns, size, size)
-    ends = np.cumsum([view.shape[0] * view.shape[1] for view in windows])
+def cut_patches(
+    sizes: Sequence[tuple[int, ...]],
+    read: Callable[[int], npt.NDArray[Any]],
+    side: int,
+    n: int,
+    seed: int,
+    names: Sequence[str] = (),
+) -> npt.NDArray[np.float32]:
+    """Square patches at random positions, clear of the borders, where whitening wraps around.
+
+    Parameters
+    ----------
+    sizes
+        (h, w) of each picture.
+    read
+        The i-th picture, (h, w) or (channels, h, w): asked for once, and only when a patch comes from it.
+    side, n, seed
+        Pixels along a side, patches, and what the positions depend on besides ``sizes``.
+    names
+        Of the pictures, for errors.
+
+    Returns
+    -------
+    (n, side, side) or (n, channels, side, side).
+    """
+    if not all(isinstance(value, int) and value >= 1 for value in (side, n)):
+        raise ValueError(f"patches needs size and n of at least 1, got size={side!r:.20}, n={n!r:.20}")
+    memory = machine_memory()
+    if memory is not None and n * side * side * 4 > memory:
+        raise ValueError(f"{n:,} patches of {side} x {side} do not fit in memory ({memory:,} bytes); ask for fewer")
+    least = side + 2 * _MARGIN
+    for i, size in enumerate(sizes):
+        if min(size) < least:
+            name = f" ({names[i]})" if names else ""
+            raise ValueError(f"patches of {side} pixels need pictures of {least} or more, got {size}{name}")
+    places = [(height - least + 1, width - least + 1) for height, width in sizes]
+    ends = np.cumsum([rows * columns for rows, columns in places])
     drawn = torch.randint(int(ends[-1]), (n,), generator=rng.generator(seed, "patches")).numpy()
-    cut = np.empty((n, size * size), dtype=np.float32)
-    for view, end in zip(windows, ends, strict=True):
-        count = view.shape[0] * view.shape[1]
-        here = (drawn < end) & (drawn >= end - count)
-        row, column = np.divmod(drawn[here] - (end - count), view.shape[1])
-        cut[here] = view[row, column].reshape(-1, size * size)
+    cut = np.empty(0, np.float32)
+    for i, end in enumerate(ends):
+        rows, columns = places[i]
+        here = (drawn < end) & (drawn >= end - rows * columns)
+        if not here.any():
+            continue
+        inner = read(i)[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+        windows = sliding_window_view(inner, (side, side), axis=(-2, -1))  # (..., rows, columns, side, side)
+        row, column = np.divmod(drawn[here] - (end - rows * columns), columns)
+        found = np.moveaxis(windows[..., row, column, :, :], -3, 0)
+        if not cut.size:
+            cut = np.empty((n, *found.shape[1:]), np.float32)
+        cut[here] = found
     return cut

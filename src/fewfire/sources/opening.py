@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 from fewfire.contracts import Source
 from fewfire.sources.arrays import ArraySource
 from fewfire.sources.registry import KINDS, Kind
+from fewfire.sources.windows import cut_windows
 
 __all__ = ["open_source"]
 
 
-def open_source(data: Any, *, kind: str | None = None, **options: Any) -> Source:
+def open_source(
+    data: Any, *, kind: str | None = None, window: int | None = None, stride: int | None = None, **options: Any
+) -> Source:
     """A source from whatever holds the data.
 
     Parameters
@@ -25,6 +30,8 @@ def open_source(data: Any, *, kind: str | None = None, **options: Any) -> Source
         folder; a file of that name is ``"./digits"`` or ``Path("digits")``.
     kind
         The kind of a path whose ending does not tell, one of ``KINDS``.
+    window, stride
+        Rows become windows of so many consecutive rows, one every ``stride`` (1) rows: see :func:`cut_windows`.
     options
         For whatever opens the data, such as ``size=12`` for "patches".
 
@@ -37,10 +44,16 @@ def open_source(data: Any, *, kind: str | None = None, **options: Any) -> Source
     ValueError
         The kind is unknown, an option is, or the data cannot be used.
     """
+    if window is not None:
+        return cut_windows(open_source(data, kind=kind, **options), window, 1 if stride is None else stride)
+    if stride is not None:
+        raise ValueError(f"stride={stride!r} is the distance of windows; say how long they are with window=...")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind of data {kind!r}; choose from: {', '.join(sorted(KINDS))}")
     if isinstance(data, str) and data in KINDS and KINDS[data].accepts is None and kind in (None, data):
         return _call(KINDS[data].open, data, (), options)
+    if isinstance(data, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|file:", data) and not Path(data).exists():
+        raise ValueError(f"{data:.80} is an address, and nothing is fetched; download it, and name the file")
     if isinstance(data, str | Path):
         path = Path(data)
         return _call(_kind_of(path, kind).open, str(data), (path,), options)
@@ -71,7 +84,9 @@ def _call(opener: Callable[..., Source], what: str, args: tuple[Any, ...], optio
     allowed = list(inspect.signature(opener).parameters)[len(args) :]
     if unknown := {name: value for name, value in options.items() if name not in allowed}:
         takes = ", ".join(allowed) or "nothing"
-        raise ValueError(f"{what} has no option {_names(unknown)}; it takes: {takes}")
+        close = difflib.get_close_matches(next(iter(unknown)), allowed, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{what} has no option {_names(unknown)}; it takes: {takes}{hint}")
     return opener(*args, **options)
 
 
