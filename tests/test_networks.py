@@ -8,7 +8,7 @@ import torch
 
 import fewfire as ff
 from fewfire import rng
-from fewfire.networks import Decoder, LinearDecoder, LinearEncoder, Network, Sizes
+from fewfire.networks import HIDDEN_ACTIVATIONS, Decoder, LinearDecoder, LinearEncoder, Network, Sizes
 
 
 def build(network="linear", width=12, target=None, n_latents=20, n_pre=1, unit_norm=False, seed=0, **settings):
@@ -183,3 +183,254 @@ def test_every_parameter_gets_a_gradient(tied):
     decoder(encoder(random(5, 12)).sigmoid()).square().sum().backward()
     for module in (encoder, decoder):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_centre_and_start_from():
+    """A row is read less the mean; where all latents are 0, the row given is written."""
+    encoder, decoder, _ = build(width=(3, 4))
+    before = encoder.b_enc.detach().clone()
+    mean, x = random(3, 4, seed=5), random(6, 3, 4)
+    pre_acts = encoder(x - mean)
+    encoder.centre(mean)
+    constant = torch.zeros(3, 4, dtype=torch.bool)
+    constant[1, 2] = True
+    decoder.start_from(mean, constant)
+    assert not torch.equal(encoder.b_enc, before)
+    assert torch.allclose(encoder(x), pre_acts, atol=1e-5)
+    assert torch.allclose(decoder(torch.zeros(1, 20))[0], mean)
+    recon = decoder(random(6, 20))
+    assert (recon[:, 1, 2] == mean[1, 2]).all()
+    assert ((recon != mean).sum(0) == 6).sum() == 11
+
+
+# ------------------------------------------------------------------------------------------ deep networks
+
+BETWEEN = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+}
+
+
+def deep(**settings):
+    """12 columns, hidden layers of 9 and 7, 20 latents; biases that are not 0."""
+    pair = build("mlp", **{"hidden": (9, 7), **settings})
+    for module in (pair.encoder, pair.decoder):
+        for i, p in enumerate(p for p in module.parameters() if p.ndim == 1):
+            torch.nn.init.uniform_(p, -1, 1, generator=rng.generator(i))
+    return pair
+
+
+def arrays(module):
+    return {name: p.detach().double().numpy() for name, p in module.named_parameters()}
+
+
+def test_every_hidden_activation_is_in_these_tests():
+    assert set(BETWEEN) == set(HIDDEN_ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_deep_network_by_hand(name, tied):
+    encoder, decoder, latent_shape = deep(hidden_activation=name, tied=tied, width=(3, 4), target=(2, 6))
+    assert latent_shape == (20,)
+    x, between = random(5, 3, 4).double().numpy().reshape(5, 12), BETWEEN[name]
+    e, d = arrays(encoder), arrays(decoder)
+    for i in (0, 1):
+        x = between(x @ e[f"layers.{i}.W_enc"].T + e[f"layers.{i}.b_enc"])
+    expected = x @ e["layers.2.W_enc"].T + e["layers.2.b_enc"]
+    assert np.abs(encoder(random(5, 3, 4)).detach().numpy() - expected).max() < 1e-5
+
+    z = random(5, 20, seed=2).double().numpy()
+    weights = [e[f"layers.{2 - i}.W_enc"] if tied else d[f"layers.{i}.W_dec"] for i in range(3)]
+    for i in (0, 1):
+        z = between(z @ weights[i] + d[f"layers.{i}.b_dec"])
+    got = decoder(random(5, 20, seed=2))
+    assert got.shape == (5, 2, 6)
+    expected = z @ weights[2] + d["layers.2.b_dec"]
+    assert np.abs(got.detach().numpy().reshape(5, 12) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_tensors_of_a_deep_network(tied):
+    """What a model file holds; a latent is a row of the encoder's last and of the decoder's first matrix."""
+    model = ff.Autoencoder(12, 20, "sigmoid", network=ff.Mlp((9, 7), tied=tied))
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    down, up = [(9, 12), (7, 9), (20, 7)], [(20, 7), (7, 9), (9, 12)]
+    expected = {f"encoder.layers.{i}.W_enc": shape for i, shape in enumerate(down)}
+    expected |= {f"encoder.layers.{i}.b_enc": shape[:1] for i, shape in enumerate(down)}
+    expected |= {f"decoder.layers.{i}.b_dec": shape[1:] for i, shape in enumerate(up)}
+    expected |= {} if tied else {f"decoder.layers.{i}.W_dec": shape for i, shape in enumerate(up)}
+    assert shapes == expected
+    assert all(t.is_contiguous() for t in model.state_dict().values())
+    assert model.gives == {"logits"}
+
+
+def test_several_pre_activations_per_latent():
+    assert deep(n_pre=2).encoder(random(5, 12)).shape == (5, 40)
+    with pytest.raises(ValueError, match="tied weights need"):
+        deep(n_pre=2, tied=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_parameter_of_a_deep_network_gets_a_gradient(tied):
+    encoder, decoder, _ = deep(tied=tied, hidden_activation="tanh")
+    decoder(encoder(random(5, 12)).sigmoid()).square().sum().backward()
+    for module in (encoder, decoder):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "before_hidden"),
+    [
+        ("relu", False, lambda fan_in, fan_out: 6 / fan_in),
+        ("elu", False, lambda fan_in, fan_out: 6 / fan_in),
+        ("tanh", False, lambda fan_in, fan_out: 6 / (fan_in + fan_out + 1)),
+        ("relu", True, lambda fan_in, fan_out: 6 / (fan_in + fan_out + 1)),
+        ("sigmoid", False, lambda fan_in, fan_out: 16 * 6 / (fan_in + fan_out + 1)),
+    ],
+)
+def test_where_deep_weights_start(name, tied, before_hidden):
+    encoder, decoder, _ = build("mlp", width=100, hidden=(300,), hidden_activation=name, tied=tied, n_latents=200)
+
+    def check(weight, square_bound):
+        assert 0.98 * math.sqrt(square_bound) < weight.abs().max() <= math.sqrt(square_bound)
+        assert float(weight.detach().square().mean()) == pytest.approx(square_bound / 3, rel=0.03)
+
+    check(encoder.layers[0].W_enc, before_hidden(100, 300))
+    check(encoder.layers[1].W_enc, 6 / 501)
+    if not tied:
+        check(decoder.layers[0].W_dec, before_hidden(200, 300))
+        check(decoder.layers[1].W_dec, 6 / 401)
+    assert all((p == 0).all() for m in (encoder, decoder) for p in m.parameters() if p.ndim == 1)
+
+
+def test_rectified_hidden_layers_pass_the_variance_on():
+    """The reason for where they start: a signal of variance 1 comes out of ten layers as one."""
+    encoder = build("mlp", width=200, hidden=(200,) * 10, hidden_activation="relu", n_latents=5).encoder
+    x = random(400, 200)
+    with torch.no_grad():
+        for layer in list(encoder.layers)[:-1]:
+            x = layer(x).relu()
+    assert 0.3 < float(x.square().mean()) < 3
+
+
+def test_latents_of_a_deep_network_keep_unit_norm():
+    encoder, decoder, _ = build("mlp", unit_norm=True, hidden=(9, 7))
+    first = decoder.layers[0]
+    assert decoder.constrained
+    assert torch.allclose(first.W_dec.norm(dim=1), torch.ones(20), atol=1e-6)
+    assert torch.equal(encoder.layers[-1].W_enc, first.W_dec)
+    assert not any(layer.constrained for layer in list(decoder.layers)[1:])
+    first.W_dec.grad = random(20, 7)
+    decoder.project_gradient()
+    assert (first.W_dec.grad * first.W_dec).sum(1).abs().max() < 1e-6
+    with torch.no_grad():
+        first.W_dec *= 3
+    decoder.constrain()
+    assert torch.allclose(first.W_dec.norm(dim=1), torch.ones(20), atol=1e-6)
+
+
+def test_a_deep_network_whose_rows_are_free():
+    decoder = deep().decoder
+    assert not decoder.constrained
+    before = decoder.layers[0].W_dec.detach().clone()
+    decoder.constrain()
+    assert torch.equal(decoder.layers[0].W_dec, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 5, 9, 33, 64, 101])
+def test_a_row_alone_in_a_linear_network(width, dtype):
+    """There and back; of these widths, only 64 lets every row begin at a cache line."""
+    model = ff.Autoencoder(width, 77, "relu", dtype=torch.float32)
+    x = random(150, width).to(dtype)
+    codes, recon = model.encode(x), model.reconstruct(x)
+    for i in (0, 1, 2, 31, 63, 64, 65, 149):
+        assert torch.equal(model.encode(x[i : i + 1])[0], codes[i])
+        assert torch.equal(model.reconstruct(x[i : i + 1])[0], recon[i])
+    assert torch.equal(model.reconstruct(x[3:80]), recon[3:80])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_row_alone_in_a_deep_network(name, dtype):
+    """The bits that it has in any batch, there and back; 33, 41 and 77 fill no vector register."""
+    model = ff.Autoencoder(33, 77, "relu", network=ff.Mlp((41, 50), name), preprocess="standardize")
+    x = random(150, 33).to(dtype)
+    model.preprocess.fit(lambda: [x])
+    codes, recon = model.encode(x), model.reconstruct(x)
+    for i in (0, 1, 31, 63, 64, 65, 149):
+        assert torch.equal(model.encode(x[i : i + 1])[0], codes[i])
+        assert torch.equal(model.reconstruct(x[i : i + 1])[0], recon[i])
+    assert torch.equal(model.encode(x[3:80]), codes[3:80])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weight_decay_reaches_every_matrix_and_no_bias(tied):
+    model = ff.Autoencoder(12, 20, "sigmoid", network=ff.Mlp((9, 7), tied=tied))
+    out = model(random(5, 12))
+    ff.WeightDecay()(model, out).backward()
+    for name, p in model.named_parameters():
+        if p.ndim > 1:
+            assert torch.equal(p.grad, p.detach()), name
+        else:
+            assert p.grad is None, name
+
+
+def test_centre_and_start_from_in_a_deep_network():
+    encoder, decoder, _ = deep(hidden_activation="tanh")
+    mean, x = random(12, seed=5), random(6, 12)
+    pre_acts = encoder(x - mean)
+    encoder.centre(mean)
+    assert torch.allclose(encoder(x), pre_acts, atol=1e-5)
+    decoder.start_from(mean, torch.arange(12) == 4)
+    assert torch.equal(decoder.layers[-1].b_dec, mean)
+    recon = decoder(random(6, 20))
+    assert (recon[:, 4] == mean[4]).all()
+    assert ((recon != mean).sum(0) == 6).sum() == 11
+
+
+@pytest.mark.parametrize(
+    "hidden", [(), 5, (3, 0), (3, 2.5), "512", None, (1,) * 65], ids=["none", "5", "0", "2.5", "text", "None", "65"]
+)
+def test_hidden_layers_that_cannot_be(hidden):
+    with pytest.raises(ValueError, match="expected hidden to be the widths of 1 to 64 layers"):
+        ff.Mlp(hidden)
+
+
+def test_other_settings_of_a_deep_network():
+    with pytest.raises(ValueError, match="hidden_activation to be one of relu, gelu, elu, tanh, sigmoid; got 'swish'"):
+        ff.Mlp((3,), "swish")
+    with pytest.raises(ValueError, match="identity, sigmoid; got 'softmax'"):
+        ff.Mlp((3,), output="softmax")
+    with pytest.raises(ValueError, match="tied weights cannot be rescaled alone"):
+        ff.Mlp((3,), tied=True, unit_norm=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_deep_network_in_a_model_file(tied, tmp_path):
+    network = ff.Mlp((9, 7), "elu", tied=tied, output="sigmoid")
+    model = ff.Autoencoder((3, 4), 20, "sigmoid", network=network, seed=3)
+    ff.save(model, tmp_path)
+    again, x = ff.load(tmp_path), random(6, 3, 4)
+    assert again.config() == model.config()
+    assert torch.equal(again.reconstruct(x), model.reconstruct(x))
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")  # three hundred steps are no training
+@pytest.mark.parametrize(
+    ("activation", "hidden_activation", "steps", "at_least"),
+    [("topk", "relu", 300, 0.75), ("sigmoid", "relu", 300, 0.75), ("sigmoid", "sigmoid", 600, 0.4)],
+)
+def test_deep_networks_learn_the_digits(activation, hidden_activation, steps, at_least):
+    """Far beyond the mean predictor, whose explained variance is 0."""
+    network = ff.Mlp((128, 64), hidden_activation)
+    model = ff.Autoencoder(64, 128, activation, network=network, preprocess="center")
+    config = ff.TrainConfig(steps=steps, learning_rate=3e-3)
+    trainer = ff.Trainer(model, ff.digits(), config=config, progress=False)
+    first, *_, last = [record["loss"] for record in trainer.fit() if "loss" in record]
+    assert last < 0.7 * first
+    assert trainer.summary["explained_variance"] > at_least

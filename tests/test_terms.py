@@ -73,7 +73,34 @@ def weight_decay(model, out, term):
     return sum((a**2).sum() for n, a in arrays(model).items() if n.startswith("W")) / 2
 
 
-FORMULAS = {"mse": mse, "bce": bce, "kl": kl, "l1": l1, "auxk": auxk, "weight_decay": weight_decay}
+def gaussian_kl(model, out, term):
+    mean, logvar = np.split(out.pre_acts.numpy(), 2, axis=1)
+    each = (mean**2 + np.exp(logvar) - 1 - logvar) / 2
+    return sum(max(latent.mean(), term.free_bits) for latent in each.T)
+
+
+def contractive(model, out, term):
+    """Row by row, by finite differences of the latents at inference."""
+    total, step = 0.0, 1e-6
+    for x in out.x_in:
+        for d in range(len(x)):
+            e = torch.zeros_like(x)
+            e[d] = step
+            difference = model(torch.stack([x + e, x - e])).latents.detach().numpy()
+            total += (((difference[0] - difference[1]) / (2 * step)) ** 2).sum()
+    return total / len(out.x_in)
+
+
+FORMULAS = {
+    "mse": mse,
+    "bce": bce,
+    "kl": kl,
+    "l1": l1,
+    "auxk": auxk,
+    "weight_decay": weight_decay,
+    "gaussian_kl": gaussian_kl,
+    "contractive": contractive,
+}
 
 SETTINGS = [
     ("mse", {}, "topk", {}),
@@ -90,7 +117,16 @@ SETTINGS = [
     ("auxk", {"k_aux": 4}, "relu", {}),
     ("weight_decay", {}, "sigmoid", {}),
     ("weight_decay", {}, "sigmoid", {"network": {"name": "linear", "tied": True}}),
+    ("gaussian_kl", {}, "gaussian", {}),
+    ("gaussian_kl", {"free_bits": 0.3}, "gaussian", {}),
+    ("contractive", {}, "sigmoid", {}),
+    ("contractive", {}, "relu", {"network": {"name": "linear", "tied": True}}),
+    ("contractive", {"method": "exact"}, "topk", {}),
+    ("contractive", {"method": "exact"}, "gaussian", {}),
+    ("contractive", {"method": "exact"}, "sigmoid", {"network": {"name": "mlp", "hidden": [6, 7]}}),
 ]
+ROUNDING = {"contractive": 1e-7}
+"""relative error of the formula itself, where it is a finite difference"""
 
 
 def test_every_term_is_in_these_tests():
@@ -103,22 +139,26 @@ def test_formula(name, settings, activation, model_settings, seed):
     term = Term.from_config({"name": name, **settings})
     model = make(activation, **model_settings)
     with torch.no_grad():
-        model.encoder.b_enc.copy_(random(8, seed=seed + 10))
-        model.decoder.b_dec.copy_(random(5, seed=seed + 20))
+        for i, p in enumerate(p for p in model.parameters() if p.ndim == 1):
+            p.copy_(random(len(p), seed=seed + 10 * (i + 1)))
         x = random(7, 5, seed=seed).sigmoid() if name == "bce" else random(7, 5, seed=seed)
         now = state(dead=[1, 3, 4, 6])
         out = model(x, state=now)
         value = term(model, out, now)
     assert value.shape == ()
     assert value.dtype == torch.float64
-    assert float(value) == pytest.approx(FORMULAS[name](model, out, term), rel=1e-12)
+    assert float(value) == pytest.approx(FORMULAS[name](model, out, term), rel=ROUNDING.get(name, 1e-12))
+
+
+SUITS = {"kl": "sigmoid", "gaussian_kl": "gaussian", "contractive": "sigmoid"}
+"""an activation that gives what the term needs, where topk does not"""
 
 
 @pytest.mark.parametrize("name", [n for n in OURS if n != "weight_decay"])
 def test_a_term_does_not_depend_on_how_many_rows_say_the_same(name):
     """Sum over columns, mean over rows: a batch twice is the batch, and a column twice is twice the column."""
     output = "sigmoid" if name == "bce" else "identity"
-    model = make("sigmoid" if name == "kl" else "topk", network={"name": "linear", "output": output})
+    model = make(SUITS.get(name, "topk"), network={"name": "linear", "output": output})
     term, now, x = Term.from_config(name), state(dead=[1, 3, 4, 6]), random(7, 5).sigmoid()
     once, twice = (term(model, model(rows, state=now), now) for rows in (x, torch.cat([x, x])))
     assert float(once.detach()) == pytest.approx(float(twice.detach()), rel=1e-12)
@@ -156,7 +196,7 @@ def test_config_round_trip(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_outside_training_there_is_no_state(name):
-    model = make("topk" if name in ("auxk", "mse") else "sigmoid", network={"name": "linear", "output": "identity"})
+    model = make(SUITS.get(name, "topk"), network={"name": "linear", "output": "identity"})
     value = Term.from_config(name)(model, model(random(7, 5).sigmoid()))
     assert value.isfinite()
 
@@ -248,6 +288,110 @@ def test_k_aux_of_nothing_is_refused(k_aux):
         ff.AuxK(k_aux=k_aux)
 
 
+# ------------------------------------------------------------------------------------------- emphasis
+
+
+@pytest.mark.parametrize("term", [ff.MSE, ff.BCE])
+def test_what_the_corruption_left_alone_counts_less(term):
+    x, logits = random(7, 5).sigmoid(), random(7, 5, seed=1)
+    touched = random(7, 5, seed=2) > 0
+    x_in = x.where(~touched, 0.0)
+    out = ForwardOutput(x, x_in, x, x, logits.sigmoid(), logits)
+    each = [term().error(out._replace(x=x[:, [i]], recon=out.recon[:, [i]], recon_logits=logits[:, [i]]), "none")
+            for i in range(5)]  # fmt: skip
+    error = torch.cat(each, dim=1)
+    for intact in (0, 0.5, 1):
+        expected = (error * torch.where(touched, 1.0, intact)).sum() / 7
+        assert float(term(intact=intact)(None, out)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_emphasis_needs_inputs_like_the_targets():
+    with pytest.raises(ValueError, match="leave intact at 1"):
+        ff.MSE(intact=0)(None, ForwardOutput(random(7, 5), random(7, 4), *[random(7, 5)] * 4))
+    with pytest.raises(ValueError, match="from 0 to 1, got 2"):
+        ff.MSE(intact=2)
+
+
+# ------------------------------------------------------------------------------------------- variational
+
+
+def test_the_closed_form_is_what_sampling_gives():
+    """E_q[log q(z) - log p(z)] over a million draws."""
+    model = make("gaussian", width=3, n_latents=2)
+    out = model(random(4, 3))
+    mean, logvar = (t.detach() for t in model.activation.mean_logvar(out.pre_acts))
+    noise = torch.randn(1_000_000, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = mean + (logvar / 2).exp() * noise
+    sampled = (-(noise.square() + logvar) / 2 + z.square() / 2).sum(2).mean()
+    assert float(ff.GaussianKL()(model, out).detach()) == pytest.approx(float(sampled), rel=5e-3)
+
+
+def test_free_bits_leave_the_cheap_latents_alone():
+    model = make("gaussian")
+    out = model(random(7, 5) * 1e-3)  # all latents near the prior
+    value = ff.GaussianKL(free_bits=0.5)(model, out)
+    value.backward()
+    assert float(value.detach()) == 8 * 0.5
+    assert model.encoder.W_enc.grad.abs().sum() == 0
+
+
+def test_near_the_prior_no_digits_are_lost():
+    model = make("gaussian", width=1, n_latents=1).float()
+    out = model(torch.zeros(1, 1))._replace(pre_acts=torch.tensor([[0.0, 1e-3]]))
+    assert float(ff.GaussianKL()(model, out)) == pytest.approx(2.5e-7, rel=1e-3)  # logvar^2 / 4
+
+
+# ------------------------------------------------------------------------------------------- contractive
+
+
+def jacobian(model, x):
+    """(B, L, D) by autograd, one row at a time."""
+    return torch.stack([torch.func.jacrev(lambda row: model(row[None]).latents[0])(row) for row in x])
+
+
+@pytest.mark.parametrize("network", [{"name": "linear"}, {"name": "mlp", "hidden": [6]}], ids=lambda n: n["name"])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "topk", "gaussian", "wta"])
+def test_it_is_the_norm_of_autograds_jacobian(activation, network):
+    model, x = make(activation, network=network), random(6, 5)
+    expected = float(jacobian(model, x).square().sum((1, 2)).mean().detach())
+    value = ff.Contractive(method="exact")(model, model(x))
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-10)
+    estimate = ff.Contractive(method="hutchinson", probes=4000)(model, model(x))
+    assert float(estimate.detach()) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_estimate_draws_anew_at_every_step_and_the_same_again():
+    model, x = make("sigmoid"), random(6, 5)
+    term, now = ff.Contractive(method="hutchinson"), state()
+    first = float(term(model, model(x), now).detach())
+    assert first == float(term(model, model(x), now).detach())
+    now.step += 1
+    assert first != float(term(model, model(x), now).detach())
+
+
+def test_without_gradients_it_has_a_value_and_no_graph():
+    model, x = make("topk"), random(6, 5)
+    with torch.no_grad():
+        assert not ff.Contractive()(model, model(x)).requires_grad
+
+
+def test_contraction_flattens_the_encoder():
+    x = random(200, 5).float()
+    norms = []
+    for weight in (0.0, 10.0):
+        model = ff.Autoencoder(5, 8, "sigmoid")
+        terms = [ff.MSE(), ff.Contractive(weight=weight)]
+        ff.Trainer(model, x, terms, ff.TrainConfig(steps=300), progress=False).fit()
+        norms.append(float(jacobian(model, x).square().sum((1, 2)).mean().detach()))
+    assert norms[1] < norms[0] / 2
+
+
+@pytest.mark.parametrize("settings", [{"method": "guess"}, {"probes": 0}])
+def test_contractive_settings(settings):
+    with pytest.raises(ValueError, match="expected"):
+        ff.Contractive(**settings)
+
+
 # ------------------------------------------------------------------------------------------- weight decay
 
 
@@ -277,12 +421,17 @@ def test_weight_decay_leaves_the_preprocess_alone():
 
 # ------------------------------------------------------------------------------------------- words
 
-SUMMARY = {"mean_activation": 0.04, "l0": 3.0, "n_latents": 8, "n_positions": 8}
+SUMMARY = {"mean_activation": 0.04, "explained_variance": 0.8, "l0": 3.0, "n_latents": 8, "n_positions": 8}
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_nothing_to_say_when_all_is_well(name):
     assert Term.from_config(name).verdict(SUMMARY) is None
+
+
+def test_a_latent_space_that_carries_nothing():
+    words = ff.GaussianKL(weight=4).verdict({**SUMMARY, "explained_variance": 0.002})
+    assert all(w in words for w in ("posterior collapse", "lower the weight of gaussian_kl (now 4)", "free_bits"))
 
 
 def test_verdicts():
@@ -307,7 +456,11 @@ def test_trainer_passes_the_verdict_on():
 
 REFUSALS = {
     "kl": ("topk", {}, "'kl' needs logits.*'topk'.*'linear'.*given by: activation sigmoid"),
-    "auxk": ("sigmoid", {}, "'auxk' needs scores.*'sigmoid'.*given by: activation relu, activation topk"),
+    "auxk": (
+        "sigmoid",
+        {},
+        "'auxk' needs scores.*'sigmoid'.*given by: activation relu, activation topk, activation wta",
+    ),
     "bce": ("topk", {}, "'bce' needs output_logits.*output identity.*given by: output sigmoid"),
     "l1": ("relu", {"output": "sigmoid"}, "'l1' needs linear_decoder.*output sigmoid.*given by: network linear"),
 }

@@ -16,16 +16,17 @@ and ``objective: [mse, {name: hoyer, weight: 0.001}]``, the command line and the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewfire import rng
 from fewfire.contracts import ForwardOutput, Named, TrainState
 
-__all__ = ["BCE", "L1", "MSE", "AuxK", "KLSparsity", "Term", "WeightDecay"]
+__all__ = ["BCE", "L1", "MSE", "AuxK", "Contractive", "GaussianKL", "KLSparsity", "Term", "WeightDecay"]
 
 
 class Term(Named):
@@ -36,6 +37,7 @@ class Term(Named):
     ============== ==================================================================================
     logits         ``activation.logits(pre_acts)``: the latents are logistic functions of these
     scores         ``pre_acts`` (B, L) rank the latents, one each
+    linear_encoder ``encoder.W_enc`` (P, D): the pre-activations are linear in the input
     linear_decoder ``decoder.W_dec`` (L, D): the reconstruction is linear in the latents
     output_logits  ``out.recon_logits``: the reconstruction is a logistic function of these
     mean_logvar    ``activation.mean_logvar(pre_acts)``: the latents are Gaussian
@@ -63,14 +65,42 @@ class Term(Named):
 # ------------------------------------------------------------------------------------------ reconstruction
 
 
-class MSE(Term):
-    """Squared error: ``mean over rows of sum over columns (recon - x)^2``. The course's L is half of it."""
+class _Reconstruction:
+    """Sum over columns of some error, averaged over rows.
+
+    ``intact``: what an error counts in a column that the corruption left as it was; in a corrupted one it counts 1.
+    0 is the full emphasis of Vincent et al. 2010 (section 4.5), 1/2 their double emphasis.
+    """
+
+    def __init__(self, weight: float = 1.0, intact: float = 1.0) -> None:
+        if not 0 <= intact <= 1:
+            raise ValueError(f"intact is a share: expected a number from 0 to 1, got {intact}")
+        self.weight = weight
+        self.intact = intact
 
     def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
-        return F.mse_loss(out.recon, out.x, reduction="sum") / len(out.x)
+        if self.intact == 1:
+            return self.error(out, "sum") / len(out.x)
+        if out.x_in.shape != out.x.shape:
+            raise ValueError(
+                f"intact compares each column with its corrupted self: expected inputs shaped as the targets "
+                f"{tuple(out.x.shape[1:])}, got {tuple(out.x_in.shape[1:])}; leave intact at 1"
+            )
+        counts = torch.where(out.x_in == out.x, self.intact, 1.0)
+        return (self.error(out, "none") * counts).sum() / len(out.x)
+
+    def error(self, out: ForwardOutput, reduction: str) -> Tensor:
+        raise NotImplementedError
 
 
-class BCE(Term):
+class MSE(_Reconstruction, Term):
+    """Squared error: ``mean over rows of sum over columns (recon - x)^2``. The course's L is half of it."""
+
+    def error(self, out: ForwardOutput, reduction: str) -> Tensor:
+        return F.mse_loss(out.recon, out.x, reduction=reduction)
+
+
+class BCE(_Reconstruction, Term):
     """Cross-entropy of targets in [0, 1]: ``-mean over rows of sum [x log x_hat + (1-x) log(1-x_hat)]``.
 
     Computed from the decoder's logits, so it is finite, with a live gradient, where x_hat rounds to 0 or 1.
@@ -78,8 +108,8 @@ class BCE(Term):
 
     needs = frozenset({"output_logits"})
 
-    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
-        return F.binary_cross_entropy_with_logits(out.recon_logits, out.x, reduction="sum") / len(out.x)
+    def error(self, out: ForwardOutput, reduction: str) -> Tensor:
+        return F.binary_cross_entropy_with_logits(out.recon_logits, out.x, reduction=reduction)
 
 
 # ------------------------------------------------------------------------------------------------ sparsity
@@ -197,6 +227,45 @@ class AuxK(Term):
         return F.mse_loss(estimate, residual, reduction="sum") / len(residual)
 
 
+# --------------------------------------------------------------------------------------------- variational
+
+
+class GaussianKL(Term, name="gaussian_kl"):
+    """``mean over rows of sum_j KL(N(mean_j, var_j) || N(0, 1))``, in closed form.
+
+    ``1/2 (mean^2 + var - 1 - log var)``: Kingma & Welling 2014, appendix B. The weight is the beta of Higgins et al.
+    2017; a schedule of it (``gaussian_kl.weight``) is a warm-up. ``MSE(weight=0.5)`` beside it is a Gaussian likelihood
+    of unit variance, ``BCE()`` a Bernoulli one.
+
+    ``free_bits``: nats per latent, averaged over the batch, that cost nothing extra, so that a latent is not given up
+    before it was used (Kingma et al. 2016, appendix C.8).
+    """
+
+    needs = frozenset({"mean_logvar"})
+
+    def __init__(self, weight: float = 1.0, free_bits: float = 0.0) -> None:
+        if not free_bits >= 0:
+            raise ValueError(f"free_bits are nats per latent: expected a number from 0, got {free_bits}")
+        self.weight = weight
+        self.free_bits = free_bits
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        mean, logvar = model.activation.mean_logvar(out.pre_acts)
+        # expm1 keeps the digits near the prior, where var - 1 - log var is the square of something small
+        kl = (mean.square() + (torch.expm1(logvar) - logvar)) / 2
+        per_latent = kl.sum(0) / len(kl)
+        total: Tensor = (per_latent.clamp_min(self.free_bits) if self.free_bits else per_latent).sum()
+        return total
+
+    def verdict(self, summary: Mapping[str, float]) -> str | None:
+        if summary["explained_variance"] > 0.01:
+            return None
+        return (
+            f"the latents carry nothing about the rows (posterior collapse); lower the weight of {self.name} "
+            f"(now {self.weight:g}), raise it slowly by a schedule, or give it free_bits"
+        )
+
+
 # ------------------------------------------------------------------------------------------- regularisation
 
 
@@ -209,3 +278,63 @@ class WeightDecay(Term, name="weight_decay"):
     def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
         weights = [p for p in model.parameters() if p.ndim > 1]
         return torch.stack([w.square().sum() for w in weights]).sum() / 2
+
+
+class Contractive(Term):
+    """``mean over rows of ||J||_F^2``, J the derivatives of the latents with respect to the input, as at inference.
+
+    Latents that hardly move when the row does. Rifai et al. 2011, "Contractive Auto-Encoders", equation 3. Where one
+    linear layer leads to latents that depend on their own pre-activation alone, in closed form:
+    ``sum_j f'(z_j)^2 ||W_j||^2`` (their equation 5).
+
+    Parameters
+    ----------
+    method
+        "exact": the closed form where there is one, else one backward pass per latent. "hutchinson": an unbiased
+        estimate from ``probes`` backward passes, ``E_v ||v^T J||^2`` over random signs v. "auto": the closed form
+        where there is one, else the estimate.
+    probes
+        How many random sign vectors per row the estimate averages over.
+    """
+
+    METHODS = ("auto", "exact", "hutchinson")
+
+    def __init__(self, weight: float = 0.1, method: str = "auto", probes: int = 1) -> None:
+        if method not in self.METHODS:
+            raise ValueError(f"expected method to be one of {', '.join(self.METHODS)}; got {method!r}")
+        if probes < 1:
+            raise ValueError(f"expected at least one probe, got {probes}")
+        self.weight = weight
+        self.method = method
+        self.probes = probes
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        slope = model.activation.derivative(out.pre_acts)
+        if self.method != "hutchinson" and slope is not None and "linear_encoder" in model.gives:
+            closed: Tensor = (slope.square() @ model.encoder.W_enc.square().sum(1)).mean()
+            return closed
+        keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = out.x_in.detach().requires_grad_()
+            latents = model.codes(x)[1].flatten(1)
+            total = x.new_zeros(())
+            for v in self._vectors(latents, state):
+                (row,) = torch.autograd.grad(latents, x, v.expand_as(latents), create_graph=True)
+                total = total + row.square().sum()
+        n_samples = self.probes if self._estimates else 1
+        total = total / (n_samples * len(x))
+        return total if keep_graph else total.detach()
+
+    @property
+    def _estimates(self) -> bool:
+        return self.method != "exact"
+
+    def _vectors(self, latents: Tensor, state: TrainState | None) -> Iterator[Tensor]:
+        """Random signs, or each latent in turn: what J is multiplied with from the left."""
+        if not self._estimates:
+            yield from torch.eye(latents.shape[1], dtype=latents.dtype, device=latents.device)
+            return
+        key = (0, "held out") if state is None else (state.seed, state.step)
+        generator = rng.generator(*key, "contractive", device=latents.device)
+        for _ in range(self.probes):
+            yield torch.randint(0, 2, latents.shape, generator=generator, device=latents.device).to(latents) * 2 - 1

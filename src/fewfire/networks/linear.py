@@ -1,54 +1,18 @@
-"""Encoder and decoder pairs. One class a shape.
-
-A network builds two modules. The encoder maps (B, *input shape) to pre-activations (B, P); the decoder maps latents
-to (B, *target shape). Weight matrices of linear layers are (latents, columns): a latent is a row, contiguous, and
-kernels update these very parameters in place.
-"""
+"""One linear layer each way: the dictionary that most sparse autoencoders are."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewfire.contracts import Named
+from fewfire.networks.family import Decoder, Network, Pair, Sizes, check_output, check_tied
 from fewfire.rows import aligned
+from fewfire.rows.gather import CACHE_LINE
 
-__all__ = ["Decoder", "Linear", "LinearDecoder", "LinearEncoder", "Network", "Pair", "Sizes"]
-
-
-class Sizes(NamedTuple):
-    """What a network has to connect."""
-
-    input_shape: tuple[int, ...]
-    target_shape: tuple[int, ...]
-    n_latents: int
-    n_pre: int
-    """pre-activations per latent"""
-
-
-class Pair(NamedTuple):
-    """What a network builds."""
-
-    encoder: nn.Module
-    decoder: Decoder
-    latent_shape: tuple[int, ...]
-    """(L,), or (maps, h, w)"""
-
-
-class Network(Named):
-    """A recipe for an encoder and a decoder. Its settings are plain; ``build`` makes the modules."""
-
-    gives: ClassVar[frozenset[str]] = frozenset()
-    output: str
-    """"identity", or "sigmoid" for reconstructions in (0, 1)"""
-
-    def build(self, sizes: Sizes, *, unit_norm: bool, generator: torch.Generator) -> Pair:
-        """``unit_norm``: what to do when the network's own setting leaves it open."""
-        raise NotImplementedError
+__all__ = ["Linear", "LinearDecoder", "LinearEncoder", "TiedDecoder", "start_as_dictionary", "uniform"]
 
 
 class Linear(Network):
@@ -65,11 +29,10 @@ class Linear(Network):
         after each step. None: as the activation prefers.
     """
 
-    gives = frozenset({"linear_decoder"})
+    gives = frozenset({"linear_encoder", "linear_decoder"})
 
     def __init__(self, tied: bool = False, output: str = "identity", unit_norm: bool | None = None) -> None:
-        if output not in OUTPUTS:
-            raise ValueError(f"expected output to be one of {', '.join(OUTPUTS)}; got {output!r}")
+        check_output(output)
         if tied and unit_norm:
             raise ValueError("expected untied weights with unit_norm; tied weights cannot be rescaled alone")
         self.tied = tied
@@ -79,9 +42,8 @@ class Linear(Network):
     def build(self, sizes: Sizes, *, unit_norm: bool, generator: torch.Generator) -> Pair:
         if self.unit_norm is None:
             self.unit_norm = unit_norm and not self.tied and self.output == "identity"
-        same_width = math.prod(sizes.input_shape) == math.prod(sizes.target_shape)
-        if self.tied and not (sizes.n_pre == 1 and same_width):
-            raise ValueError("tied weights need one pre-activation per latent and a target as wide as the input")
+        if self.tied:
+            check_tied(sizes)
         encoder = LinearEncoder(sizes.input_shape, sizes.n_pre * sizes.n_latents)
         decoder = (
             TiedDecoder(encoder, sizes.target_shape)
@@ -92,30 +54,40 @@ class Linear(Network):
         return Pair(encoder, decoder, (sizes.n_latents,))
 
 
-OUTPUTS = {"identity": lambda y: y, "sigmoid": torch.sigmoid}
-
-
 def _initialise(encoder: LinearEncoder, decoder: LinearDecoder, generator: torch.Generator) -> None:
     """Unit-norm dictionaries start as random directions, the encoder as their copy (Gao et al. 2024, A.1).
 
     Otherwise uniform in +-sqrt(6 / (fan in + fan out + 1)), biases 0 (Ng 2011, CS294A).
     """
+    if decoder.unit_norm and start_as_dictionary(encoder, decoder, generator):
+        return
+    if not decoder.unit_norm and not isinstance(decoder, TiedDecoder):
+        _glorot(decoder.W_dec, generator)
+    _glorot(encoder.W_enc, generator)
+
+
+def start_as_dictionary(encoder: LinearEncoder, decoder: LinearDecoder, generator: torch.Generator) -> bool:
+    """Random directions in the decoder, their copy in the encoder; False: the encoder's shape is another."""
+    copied = encoder.W_enc.shape == decoder.W_dec.shape
+    if decoder.W_dec.is_meta:  # a sketch has no numbers; to ask for them would import a compiler, which takes a second
+        return copied
     with torch.no_grad():
-        width = math.prod(decoder.target_shape)
-        if decoder.unit_norm:
-            decoder.W_dec.normal_(generator=generator)
-            decoder.constrain()
-            if encoder.W_enc.shape == decoder.W_dec.shape:
-                encoder.W_enc.copy_(decoder.W_dec)
-                return
-        elif not isinstance(decoder, TiedDecoder):
-            _glorot(decoder.W_dec, len(decoder.W_dec), width, generator)
-        _glorot(encoder.W_enc, math.prod(encoder.input_shape), len(encoder.W_enc), generator)
+        decoder.W_dec.normal_(generator=generator)
+        decoder.constrain()
+        if copied:
+            encoder.W_enc.copy_(decoder.W_dec)
+    return copied
 
 
-def _glorot(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    bound = math.sqrt(6 / (fan_in + fan_out + 1))
-    weight.uniform_(-bound, bound, generator=generator)
+def _glorot(weight: Tensor, generator: torch.Generator) -> None:
+    uniform(weight, 6 / (sum(weight.shape) + 1), generator)
+
+
+def uniform(weight: Tensor, square_bound: float, generator: torch.Generator) -> None:
+    """Fill with numbers from +-sqrt(square_bound), whose variance is a third of it."""
+    bound = math.sqrt(square_bound)
+    with torch.no_grad():
+        weight.uniform_(-bound, bound, generator=generator)
 
 
 class LinearEncoder(nn.Module):
@@ -130,25 +102,21 @@ class LinearEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(_for_product(x.flatten(1)), self.W_enc, self.b_enc)
 
+    @torch.no_grad()
+    def centre(self, mean: Tensor) -> None:
+        """Read rows from now on less this mean (*input shape): the bias takes it off."""
+        self.b_enc.sub_(self.W_enc @ mean.flatten())
+
 
 def _for_product(x: Tensor) -> Tensor:
     """At inference a row's result must not depend on its place in the batch; in training that would cost a copy."""
     return x if torch.is_grad_enabled() else aligned(x)
 
 
-class Decoder(nn.Module):
-    """What every decoder answers; a network's decoder module subclasses this."""
-
-    def project_gradient(self) -> None:
-        """Between backward and step: drop gradient that ``constrain`` would undo."""
-
-    def constrain(self) -> None:
-        """After a step: put parameters back where they must stay."""
-
-    @property
-    def constrained(self) -> bool:
-        """Whether ``constrain`` does anything."""
-        return False
+def _filled_up(weight: Tensor) -> Tensor:
+    """With columns of 0 up to whole cache lines, so that every row of a product with it begins at one, too."""
+    missing = -weight.shape[-1] % (CACHE_LINE // weight.element_size())
+    return F.pad(weight, (0, missing)) if missing else weight
 
 
 class LinearDecoder(Decoder):
@@ -167,7 +135,17 @@ class LinearDecoder(Decoder):
         self.W_dec = nn.Parameter(torch.empty(n_latents, width, dtype=torch.float32))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return torch.addmm(self.b_dec, _for_product(latents), self.W_dec).view(-1, *self.target_shape)
+        if torch.is_grad_enabled():
+            return torch.addmm(self.b_dec, latents, self.W_dec).view(-1, *self.target_shape)
+        y = torch.addmm(_filled_up(self.b_dec), aligned(latents), _filled_up(self.W_dec))
+        return y[:, : len(self.b_dec)].reshape(-1, *self.target_shape)
+
+    @torch.no_grad()
+    def start_from(self, row: Tensor, constant: Tensor) -> None:
+        """Write this row (*target shape) where all latents are 0; and always, where a column is constant (bool)."""
+        self.b_dec.copy_(row.flatten())
+        self.W_dec[:, constant.flatten()] = 0  # for good, as long as it stays so: without error there is no gradient
+        self.constrain()
 
     @property
     def constrained(self) -> bool:

@@ -1,0 +1,123 @@
+"""What only a variational autoencoder can do: draw new rows, walk between two, and say how likely a row is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewfire import rng
+from fewfire.autoencoder import Autoencoder
+from fewfire.rows import as_rows, check_finite
+
+__all__ = ["interpolate", "log_likelihood", "sample"]
+
+MAX_LATENTS_AT_ONCE = 1 << 22
+"""latents drawn at once: 16 MiB in float32, whatever the number of rows and samples"""
+
+
+def sample(model: Autoencoder, n: int, *, seed: int = 0) -> Tensor:
+    """n new rows (n, *target shape) in data space, decoded from draws of the prior N(0, 1).
+
+    Raises
+    ------
+    ValueError
+        The latents are not Gaussian, or ``n`` is below 1.
+    """
+    _check(model)
+    if n < 1:
+        raise ValueError(f"expected to draw at least one row, got n={n}")
+    z = torch.randn(n, *model.latent_shape, generator=rng.generator(seed, "prior"), dtype=torch.float32)
+    return model.decode(z)
+
+
+def interpolate(model: Autoencoder, first: Any, last: Any, steps: int = 10) -> Tensor:
+    """Rows on the straight line between the latents of two rows: (steps, *target shape), in data space.
+
+    Parameters
+    ----------
+    first, last
+        (*input shape) each, in data space.
+    steps
+        Rows on the line, both ends among them.
+
+    Raises
+    ------
+    ValueError
+        ``steps`` is below 2, or a row does not fit the model or is not finite.
+    """
+    if steps < 2:
+        raise ValueError(f"a line has two ends: expected steps of at least 2, got {steps}")
+    ends = [as_rows(torch.as_tensor(row)[None], what) for row, what in ((first, "first"), (last, "last"))]
+    z, z_last = (model.encode(end) for end in ends)
+    share = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, *[1] * (z.ndim - 1))
+    return model.decode(z + share * (z_last - z))
+
+
+def log_likelihood(model: Autoencoder, x: Any, *, n_samples: int = 200, variance: float = 1.0, seed: int = 0) -> Tensor:
+    """(B,) float64: log p(x) of each row in nats, estimated by importance sampling. Rows are taken to model space.
+
+    ``log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x)`` with K draws of the encoder's distribution: a lower bound in
+    expectation, which rises with K (Burda, Grosse & Salakhutdinov 2016, equation 8; Rezende et al. 2014, appendix E).
+
+    Parameters
+    ----------
+    x
+        (B, *input shape) rows in data space.
+    n_samples
+        K. 200 and 5,000 are the numbers in papers.
+    variance
+        Of the Gaussian likelihood, where outputs are not logistic: ``1 / (2 weight)`` of the MSE that was trained.
+        Logistic outputs have a Bernoulli likelihood, and rows between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        The latents are not Gaussian, a row is not finite, or one lies outside [0, 1] where the outputs are logistic.
+    """
+    _check(model)
+    if n_samples < 1 or not variance > 0:
+        raise ValueError(f"expected n_samples of at least 1 and a variance above 0, got {n_samples} and {variance}")
+    rows = as_rows(x).to(model.device)
+    check_finite(rows, columns=model.layout.columns)
+    per_row = math.prod(model.latent_shape)
+    at_once = max(1, MAX_LATENTS_AT_ONCE // (n_samples * per_row))
+    with torch.no_grad():
+        parts = [
+            _importance(model, part, n_samples, variance, rng.generator(seed, "importance", i, device=model.device))
+            for i, part in enumerate(torch.split(model.to_model_space(rows).to(model.dtype), at_once))
+        ]
+    return torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.float64)
+
+
+def _importance(model: Autoencoder, x: Tensor, n_samples: int, variance: float, generator: torch.Generator) -> Tensor:
+    activation: Any = model.activation  # one that gives mean_logvar
+    mean, logvar = activation.mean_logvar(model.encoder(x))
+    shape = (n_samples, *mean.shape)
+    noise = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    z = mean + (logvar / 2).exp() * noise
+    # log p(z) - log q(z | x): the constants of the two normal densities cancel
+    weight = ((noise.square() + logvar - z.square()) / 2).flatten(2).double().sum(2)
+    logits = model.decoder(z.flatten(0, 1)).unflatten(0, (n_samples, len(x)))
+    return torch.logsumexp(weight + _log_p(model, logits, x, variance), 0) - math.log(n_samples)
+
+
+def _log_p(model: Autoencoder, logits: Tensor, x: Tensor, variance: float) -> Tensor:
+    """log p(x | z): (K, B) for decoder outputs (K, B, *target shape)."""
+    target = x.expand_as(logits)
+    if model.network.output == "sigmoid":
+        if x.amin() < 0 or x.amax() > 1:
+            raise ValueError(
+                "logistic outputs have a Bernoulli likelihood: expected rows between 0 and 1 in model space"
+            )
+        return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(2).double().sum(2)
+    squared = F.mse_loss(logits, target, reduction="none").flatten(2).double()
+    return -(squared / variance + math.log(2 * math.pi * variance)).sum(2) / 2
+
+
+def _check(model: Autoencoder) -> None:
+    if "mean_logvar" not in model.gives:
+        raise ValueError(f"expected Gaussian latents (activation gaussian), got activation {model.activation.name!r}")
