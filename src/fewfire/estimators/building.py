@@ -1,0 +1,266 @@
+"""From an estimator's parameters to the model, the terms and the settings that train it.
+
+Only what was set and cannot apply is refused; a parameter at its default adapts.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewfire.activations import Activation
+from fewfire.autoencoder import Autoencoder
+from fewfire.contracts import Batch, Source
+from fewfire.networks import LinearDecoder, LinearEncoder, MlpEncoder
+from fewfire.rows import check_finite
+from fewfire.terms import BCE, L1, MSE, AuxK, KLSparsity, Term, WeightDecay
+from fewfire.trainer import TrainConfig
+
+__all__ = [
+    "draw_seed",
+    "fit_config",
+    "make_activation",
+    "make_network",
+    "make_preprocess",
+    "make_terms",
+    "n_latents",
+    "start",
+    "stream_config",
+]
+
+MAX_DEFAULT_LATENTS = 16_384
+HIDDEN_ACTIVATION = "elu"
+"""Hidden layers of mean about 0. Behind rectified ones, whose mean is not, the same few latents win on every row: on
+the digits a third of them never fires with "relu", a hundredth with "elu"."""
+
+LEARNING_RATE = 4e-3
+"""For up to 256 latents; beyond, it falls with their square root (Gao et al. 2024, section 3)."""
+
+FEWEST_STEPS, MOST_STEPS = 300, 1500
+"""As many steps as rows between these two, and at least one pass: what a person waits for at a prompt."""
+
+KL_WEIGHT_DECAY = 3e-3
+"""KL bounds how active units are on average, not how large the decoder's weights are. Without weight decay the units
+shrink to a faint linear code in the foot of the logistic; the textbook has both, too (Ng 2011, CS294A)."""
+
+BATCH_SIZE = 256
+LOG_LINES = 50
+VALIDATIONS, PATIENCE = 100, 10
+"""at most so many validations; so many without a better loss end training"""
+
+DEAD_AFTER_BATCHES = 100
+"""in a stream, whose length nobody knows"""
+
+BCE_SCALE = 0.1
+"""of the penalties' default weights beside cross-entropy: between minimum and maximum, columns hold about a tenth of
+what standardised ones have to explain"""
+
+AT_ONCE = 8192
+PENALTIES: dict[str, type[Term]] = {"kl": KLSparsity, "l1": L1}
+
+
+def draw_seed(random_state: Any) -> int:
+    """The one number that everything random in a fit is drawn from. None: fresh entropy of the operating system."""
+    if random_state is None:
+        return secrets.randbits(31)
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    return int(random_state)
+
+
+# ---------------------------------------------------------------------------------------------- the model
+
+
+def n_latents(estimator: Any, row_shape: tuple[int, ...]) -> int:
+    return estimator.n_components or min(4 * math.prod(row_shape), MAX_DEFAULT_LATENTS)
+
+
+def make_activation(estimator: Any) -> Activation:
+    activation = Activation.from_config(estimator.activation)
+    if estimator.k is None:
+        return activation
+    settings = activation.config()
+    if "k" not in settings:
+        raise ValueError(
+            f"k={estimator.k} is how many latents fire per row, which activation={activation.name!r} does not fix; "
+            "leave k out, or use activation='topk'"
+        )
+    if settings["k"] not in (None, estimator.k):
+        raise ValueError(f"k={estimator.k} and activation {estimator.activation!r} disagree; give k once")
+    return Activation.from_config({**settings, "k": estimator.k})
+
+
+def make_network(estimator: Any, activation: Activation) -> dict[str, Any]:
+    """Linear, or deep where there are hidden layers."""
+    has_l1 = any(isinstance(term, L1) for term in _wanted(estimator, activation))
+    # L1 without it: the decoder grows as the latents shrink, and the penalty costs nothing. L-BFGS cannot keep it.
+    unit_norm = (activation.unit_norm or has_l1) and not estimator.tied and estimator.optimizer != "lbfgs"
+    output = "sigmoid" if estimator.loss == "bce" else "identity"
+    network = {"name": "linear", "tied": bool(estimator.tied), "output": output, "unit_norm": unit_norm}
+    if estimator.hidden:
+        network |= {"name": "mlp", "hidden": list(estimator.hidden), "hidden_activation": HIDDEN_ACTIVATION}
+    return network
+
+
+def make_preprocess(estimator: Any) -> Any:
+    """Standardised columns do not lie between 0 and 1, as cross-entropy needs: its default is "minmax"."""
+    default = estimator.preprocess == "standardize"
+    return "minmax" if default and estimator.loss == "bce" else estimator.preprocess
+
+
+@torch.no_grad()
+def start(model: Autoencoder, source: Source, terms: Sequence[Term], seed: int) -> None:
+    """Fit the preprocessing, and set the biases to where training would spend its first half on taking them.
+
+    A decoder that starts from the mean row, and an encoder that reads rows less their mean, leave all latents alive:
+    of rows that are all positive, as "minmax" makes them, the same few latents otherwise win each (Bricken et al.
+    2023, "Towards monosemanticity", start from the median likewise). Logistic units start at the mean activation that
+    KL asks for: a bias moves by the learning rate a step, and from one half it is 3 / 0.004 steps away.
+    """
+    preprocess = model.preprocess
+    if preprocess is not None and not preprocess.fitted:
+        preprocess.fit(lambda: _finite_rows(source.batches(AT_ONCE, shuffle=False), source.layout.columns))
+    for term in terms:
+        if isinstance(term, KLSparsity):
+            biases = [p for name, p in model.encoder.named_parameters() if name.endswith("b_enc")]
+            biases[-1].fill_(math.log(term.rho / (1 - term.rho)))
+    rows = next(_finite_rows(source.batches(AT_ONCE, seed=seed), source.layout.columns))
+    rows = model.to_model_space(rows).to(model.dtype)
+    logistic = model.network.output == "sigmoid"
+    low, high = float(rows.min()), float(rows.max())
+    if logistic and not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"loss='bce' takes values from 0 to 1, after the preprocessing these lie between {low:.4g} and {high:.4g}; "
+            "use preprocess='minmax', or loss='mse'"
+        )
+    mean = rows.mean(0)
+    if type(model.encoder) in (LinearEncoder, MlpEncoder):  # a filter that slides has one bias for all places
+        cast(LinearEncoder, model.encoder).centre(mean)
+        constant = rows.amin(0) == rows.amax(0)
+        cast(LinearDecoder, model.decoder).start_from(torch.logit(mean, eps=1e-3) if logistic else mean, constant)
+
+
+def _finite_rows(batches: Iterable[Batch], columns: Sequence[str]) -> Iterator[Tensor]:
+    for batch in batches:
+        check_finite(batch.x_in, "X", batch.rows, columns)
+        yield batch.x_in
+
+
+# ---------------------------------------------------------------------------------------------- the objective
+
+
+def make_terms(estimator: Any, model: Autoencoder) -> list[Term]:
+    """Reconstruction, the penalty, what else usually goes with the activation, weight decay."""
+    if estimator.target_l0 is not None:
+        raise ValueError(
+            f"target_l0={estimator.target_l0:g} is not available yet; set k with activation='topk', or penalty_weight"
+        )
+    cross_entropy = estimator.loss == "bce"
+    scale = BCE_SCALE if cross_entropy else 1.0
+    wanted = [term for term in _wanted(estimator, model.activation) if term.needs <= model.gives]
+    penalties = [term for term in wanted if not isinstance(term, AuxK)]
+    _check_penalties(estimator, model, penalties)
+    decay = estimator.weight_decay or 0.0
+    for term in penalties:
+        default = term.weight * scale
+        term.weight = default if estimator.penalty_weight is None else float(estimator.penalty_weight)
+        if isinstance(term, KLSparsity):
+            term.rho = estimator.rho or term.rho
+            decay = KL_WEIGHT_DECAY * scale if estimator.weight_decay is None else decay
+    terms = [BCE() if cross_entropy else MSE(), *(_safe_from_growth(term, model) for term in wanted)]
+    return [*terms, WeightDecay(float(decay))] if decay else terms
+
+
+def _wanted(estimator: Any, activation: Activation) -> list[Term]:
+    """The terms beside the loss: the activation's own, with another penalty if one was named; or none."""
+    if estimator.penalty is None:
+        return []
+    usual = activation.default_terms()
+    if estimator.penalty == "auto":
+        return usual
+    return [PENALTIES[estimator.penalty](), *(term for term in usual if isinstance(term, AuxK))]
+
+
+def _check_penalties(estimator: Any, model: Autoencoder, penalties: Sequence[Term]) -> None:
+    """Refuse what was asked of a penalty that is not there."""
+    asked = f"activation={model.activation.name!r} with penalty={estimator.penalty!r}"
+    has_kl = any(isinstance(term, KLSparsity) for term in penalties)
+    if estimator.penalty == "kl" and not has_kl:
+        raise ValueError(
+            f"penalty='kl' asks for units between 0 and 1, activation={model.activation.name!r} has none; "
+            "use activation='sigmoid', or leave penalty out"
+        )
+    if estimator.penalty_weight is not None and not penalties:
+        raise ValueError(
+            f"penalty_weight={estimator.penalty_weight:g} has nothing to weigh: {asked} has no penalty; "
+            "leave it out, or set penalty='l1'"
+        )
+    if estimator.rho is not None and not has_kl:
+        raise ValueError(
+            f"rho={estimator.rho:g} is what the KL penalty aims at, and {asked} has none; "
+            "leave it out, or use activation='sigmoid'"
+        )
+
+
+def _safe_from_growth(term: Term, model: Autoencoder) -> Term:
+    """L1 weighed by the decoder's rows where these may grow."""
+    if isinstance(term, L1) and not model.decoder.constrained and "linear_decoder" in model.gives:
+        return L1(term.weight, by_decoder_norm=True)
+    return term
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def fit_config(estimator: Any, n_rows: int, model: Autoencoder, seed: int) -> TrainConfig:
+    """How ``fit`` trains on so many rows. Held-out rows end it early, with the best weights."""
+    settings = _common(estimator, model, seed)
+    if estimator.max_epochs is None and estimator.optimizer == "lbfgs":
+        return TrainConfig(**settings)  # a number of iterations of its own
+    per_epoch = math.ceil(n_rows / min(estimator.batch_size or BATCH_SIZE, n_rows))
+    wanted = min(max(n_rows, FEWEST_STEPS), MOST_STEPS)
+    epochs = estimator.max_epochs or math.ceil(wanted / per_epoch)
+    steps = epochs * per_epoch
+    settings |= {"epochs": epochs, "log_every": max(1, steps // LOG_LINES)}
+    if estimator.validation_fraction:
+        every = max(per_epoch, steps // VALIDATIONS)
+        settings |= {
+            "validation_fraction": estimator.validation_fraction,
+            "validate_every": every,
+            "patience": PATIENCE,
+        }
+    return TrainConfig(**settings)
+
+
+def stream_config(estimator: Any, model: Autoencoder, seed: int) -> TrainConfig:
+    """How ``partial_fit`` trains: one pass at a constant rate, for nobody knows when the last one comes."""
+    if estimator.optimizer != "adam":
+        raise ValueError("partial_fit takes steps of a few rows, lbfgs needs all of them; use optimizer='adam'")
+    if estimator.validation_fraction:
+        raise ValueError(
+            f"partial_fit trains on all it is given: expected validation_fraction=0, got "
+            f"{estimator.validation_fraction:g}; hold rows out yourself and score them"
+        )
+    settings = _common(estimator, model, seed)
+    batch_size = settings["batch_size"] or BATCH_SIZE
+    return TrainConfig(**settings, epochs=1, lr_schedule="constant", dead_after=DEAD_AFTER_BATCHES * batch_size)
+
+
+def _common(estimator: Any, model: Autoencoder, seed: int) -> dict[str, Any]:
+    rate = estimator.learning_rate
+    if rate is None and estimator.optimizer == "adam":
+        rate = LEARNING_RATE * math.sqrt(min(1.0, 256 / model.n_latents))
+    return {
+        "batch_size": estimator.batch_size,
+        "learning_rate": rate,
+        "optimizer": estimator.optimizer,
+        "seed": seed,
+        "device": estimator.device,
+        "dtype": estimator.dtype,
+    }
