@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "src" / "fewfire"
 FLOORS = {
     9: ["cli"],
     8: ["demo"],
-    7: ["report"],
+    7: ["estimators", "report"],
     6: ["runs"],
     5: ["trainer", "plot", "doctor"],
-    4: ["engines", "evaluation", "files", "outputs", "scoring", "tracking"],
+    4: ["engines", "evaluation", "files", "outputs", "probing", "scoring", "tracking", "variational"],
     3: ["autoencoder"],
     2: ["activations", "sources"],
     1: ["terms", "networks", "corruptions", "preprocess"],

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
 import warnings
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,7 +216,7 @@ def test_values_change_between_steps_and_arrive(rows):
 
 @pytest.mark.parametrize("target", ["l1.weight", "mse.wait", "activation", "activation.name", "weight"])
 def test_a_schedule_of_nothing(rows, target):
-    with pytest.raises(ValueError, match=r"to schedule; there is: mse.weight.*activation.k"):
+    with pytest.raises(ValueError, match=r"to schedule; there is: .*mse.weight.*activation.k"):
         make(rows, schedules={target: [(0, 1)]})
 
 
@@ -378,7 +372,9 @@ def test_nan_stops_names_the_row_and_changes_nothing(rows):
         return inner(batch, state)
 
     trainer.engine.step = step
-    with pytest.raises(ff.TrainingError, match=r"step (\d+): NaN or infinity in row 17; remove or fill") as caught:
+    with pytest.raises(
+        ff.TrainingError, match=r"step \d+: the data holds NaN, first in row 17, column 3, .*'skip'"
+    ) as caught:
         trainer.fit()
     assert f"step {trainer.state.step}:" in str(caught.value)
     assert trainer.state.step <= 6, "in the first epoch"
@@ -397,6 +393,9 @@ def test_skipping_counts_and_goes_on(rows, tmp_path):
     assert trainer.state.samples == sum(len(r) for step, r, _ in seen if step not in bad)
     assert [r["step"] - 1 for r in history if "loss" in r] == [s for s in range(21) if s not in bad]
     assert history[-1]["skipped"] == 3
+    assert [r.get("skipped", 0) for r in history if "loss" in r] == [
+        sum(b < s for b in bad) for s in range(21) if s not in bad
+    ]
     assert "3 steps were not finite and were skipped" in trainer.describe()
     assert all(torch.isfinite(t).all() for t in bits(trainer).values())
     resumed = make(damaged(rows), tmp_path, terms=["mse"], steps=21, on_nonfinite="skip", log_every=1)
@@ -404,16 +403,186 @@ def test_skipping_counts_and_goes_on(rows, tmp_path):
     assert resumed.skipped == 3
 
 
+@quiet
+@pytest.mark.parametrize(
+    "preprocess", ["standardize", "center", "minmax", ["row_mean", "clip_scale"], "whiten"], ids=str
+)
+def test_skipping_goes_for_the_preprocess_as_well(rows, preprocess):
+    """It is fitted on the rows that will be trained on."""
+    settings = {"preprocess": preprocess, "terms": ["mse"], "on_nonfinite": "skip", "batch_size": 10, "steps": 40}
+    trainer = make(damaged(rows), **settings)
+    trainer.fit()
+    assert trainer.skipped == 2
+    reference = make(np.delete(rows, 17, 0), **{**settings, "on_nonfinite": "stop"})
+    reference.fit()
+    for name, value in trainer.model.preprocess.state_dict().items():
+        assert torch.allclose(value, reference.model.preprocess.state_dict()[name], rtol=1e-12)
+    assert all(torch.isfinite(t).all() for t in bits(trainer).values())
+
+
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_nan_found_by_the_preprocess_is_named_with_its_true_row_and_column(rows, side):
+    columns = tuple(f"f{i}" for i in range(12))
+    layout = ff.Layout("table", columns=columns)
+    data = [damaged(rows), rows] if side == "input" else [rows, damaged(rows)]
+    source = ff.ArraySource(*data, layout=layout)
+    model = ff.Autoencoder(12, 24, preprocess="standardize", preprocess_out="minmax")
+    config = ff.TrainConfig(validation_fraction=0.5, seed=0 if 17 in held_in(source, 0) else 1)
+    what = "the data" if side == "input" else "the target"
+    with pytest.raises(ValueError, match=rf"{what} holds NaN, first in row 17, column 3 \('f3'\).*'skip'"):
+        ff.Trainer(model, source, config=config, progress=False).fit()
+
+
+def held_in(source, seed):
+    return next(source.split(0.5, seed)[0].batches(200, shuffle=False)).rows.tolist()
+
+
+@quiet
+def test_a_bad_row_among_those_held_out_is_told_before_the_first_step(rows):
+    """It would be found by the first validation: after an epoch, which may be long."""
+    held_out = ff.ArraySource(damaged(rows)[:30])
+
+    def trainer(**settings):
+        config = ff.TrainConfig(steps=20, batch_size=32, validate_every=5, **settings)
+        return ff.Trainer(ff.Autoencoder(12, 24), rows, config=config, validation=held_out, progress=False)
+
+    stopping = trainer()
+    seen = watch(stopping)
+    with pytest.raises(ValueError, match=r"what is held out holds NaN, first in row 17, column 3.*'skip'"):
+        stopping.fit()
+    assert seen == []
+    skipping = trainer(on_nonfinite="skip")
+    history = skipping.fit()
+    assert [math.isfinite(r["val_loss"]) for r in history if "val_loss" in r] == [True] * 4
+    assert skipping.summary["n_rows"] == 29
+    held_out = ff.ArraySource(rows[:5] * np.nan)
+    with pytest.raises(ValueError, match="every row that is held out holds NaN"):
+        trainer(on_nonfinite="skip").fit()
+
+
+@quiet
+def test_a_bad_row_that_training_never_met_does_not_cost_the_result(rows):
+    order = np.concatenate([r for _, r, _ in see(make(rows, steps=2))])
+    row = next(i for i in range(200) if i not in order)
+    trainer = make(damaged(rows, row), steps=2)
+    trainer.fit()
+    assert trainer.summary["n_rows"] == 199
+
+
+@quiet
+def test_a_run_that_a_bad_row_stopped_can_do_what_it_is_told(rows, tmp_path):
+    """'... or set on_nonfinite to skip': and go on from the last checkpoint."""
+    settings = {"checkpoint_every": 1, "terms": ["mse"], "batch_size": 20}
+    with pytest.raises(ff.TrainingError, match="'skip'"):
+        make(damaged(rows), tmp_path / "part", **settings).fit()
+    make(damaged(rows), tmp_path / "part", **settings, on_nonfinite="skip").fit(resume=True)
+    make(damaged(rows), tmp_path / "whole", **settings, on_nonfinite="skip").fit()
+    assert timeless(read_metrics(tmp_path / "part")) == timeless(read_metrics(tmp_path / "whole"))
+
+
+@quiet
+def test_a_validation_that_is_no_number_is_no_best(rows):
+    trainer = make(rows, validation_fraction=0.2, validate_every=1, patience=4, steps=20)
+    numbers = iter([3.0, math.nan, 2.0, math.nan, 2.5, 2.0, math.nan])
+    inner, losses = trainer.best.compare, []
+    trainer.best.compare = lambda loss, *a, **k: (losses.append(next(numbers)), inner(losses[-1], *a, **k))[1]
+    trainer.fit()
+    assert trainer.best.loss == 2.0
+    assert trainer.state.step == 7, "four misses in a row"
+
+
+NONFINITE = {"NaN": np.nan, "infinity": np.inf, "minus infinity": -np.inf, "too large": 1e30}
+
+
+@pytest.mark.parametrize("value", NONFINITE.values(), ids=NONFINITE)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"clip_norm": 0.5},
+        {"activation": "relu"},
+        {"activation": "sigmoid", "terms": ["mse", "kl"]},
+        {"optimizer": "lbfgs", "batch_size": None, "activation": "sigmoid", "terms": ["mse"], "steps": 3},
+        {"corruption": "gaussian"},
+        {"validation_fraction": 0.2, "validate_every": 3},
+    ],
+    ids=str,
+)
+def test_a_bad_step_pollutes_nothing_whenever_it_comes(rows, settings, value, tmp_path):
+    """Not the log, not the counters, not the moments, not a checkpoint; on steps that are not logged too."""
+    bad = rows.copy()
+    bad[17, 3] = value
+    trainer = make(bad, tmp_path, **{"log_every": 7, "checkpoint_every": 1, **settings})
+    before, inner = {}, trainer.engine.step
+
+    def step(batch, state):
+        before.clear()
+        before.update(bits(trainer))
+        return inner(batch, state)
+
+    trainer.engine.step = step
+    with pytest.raises(ff.TrainingError, match="row 17"):
+        trainer.fit()
+    assert same(bits(trainer), before)
+    assert all(torch.isfinite(t).all() for t in before.values())
+    for path in (tmp_path / "checkpoints").glob("*"):
+        tensors, metadata = load_tensors(path)
+        assert metadata["step"] <= trainer.state.step
+        assert all(torch.isfinite(t).all() for t in tensors.values())
+    assert all(v is not None for r in read_metrics(tmp_path) for v in r.values())
+
+
+@quiet
+@pytest.mark.parametrize("step", [0, 3, 29])
+@pytest.mark.parametrize("value", [1.5, -0.5])
+def test_a_value_that_a_sigmoid_cannot_reach_is_told_on_every_batch(rows, step, value):
+    """Cross-entropy of such a target has no lowest value, and would fall for ever."""
+    unit = (rows - rows.min(0)) / np.ptp(rows, 0)
+    output = {"name": "linear", "output": "sigmoid"}
+    order = [row for _, r, _ in see(make(unit, activation="sigmoid", network=output, terms=["bce"])) for row in r]
+    place = [step * 32 - 24 * (step // 7) + 5, step][0]
+    unit[order[min(place, len(order) - 1)], 4] = value
+    trainer = make(unit, activation="sigmoid", network=output, terms=["bce"])
+    wanted = f"between 0 and 1, the preprocessed data between .*row {order[min(place, len(order) - 1)]}"
+    with pytest.raises(ValueError, match=wanted):
+        trainer.fit()
+
+
+def see(trainer):
+    seen = watch(trainer)
+    trainer.fit()
+    return seen
+
+
+@quiet
+def test_rounding_is_not_out_of_range(rows):
+    unit = (rows - rows.min(0)) / np.ptp(rows, 0) * (1 + 2e-6) - 1e-6
+    make(unit, activation="sigmoid", network={"name": "linear", "output": "sigmoid"}, terms=["bce"], steps=9).fit()
+
+
 def test_skipping_everything_is_no_success(rows):
     with pytest.raises(ff.TrainingError, match="none of 5 steps was finite"):
         make(damaged(rows), terms=["mse"], steps=5, batch_size=200, on_nonfinite="skip").fit()
 
 
-def test_overflow_says_that_the_data_are_not_the_reason(rows):
+@pytest.mark.parametrize("batch_size", [200, 32])
+def test_overflow_says_that_the_scale_is_the_reason(rows, batch_size):
     big = rows.copy()
-    big[5] = 1e30
-    with pytest.raises(ff.TrainingError, match="not finite, though the data are .*lower the learning rate, or rescale"):
-        make(big, terms=["mse"], batch_size=200).fit()
+    big[5, 2] = -1e30
+    with pytest.raises(
+        ff.TrainingError, match=r"row 5 reaches 1e\+30, which is too large to square in float32; rescale"
+    ):
+        make(big, terms=["mse"], batch_size=batch_size).fit()
+    make(big, terms=["mse"], batch_size=batch_size, dtype="float64").fit()
+    big = big.astype(np.float64)
+    big[5, 2] = 1e200  # becomes infinity in float32
+    with pytest.raises(ff.TrainingError, match=r"row 5 reaches 1e\+200, which is too large"):
+        make(big, terms=["mse"], batch_size=batch_size).fit()
+
+
+def test_a_rate_that_is_too_high_is_not_blamed_on_the_data(rows):
+    with pytest.raises(ff.TrainingError, match="the loss is not finite, though the data are .*lower the learning rate"):
+        make(rows, activation="relu", network={"name": "linear", "unit_norm": False}, learning_rate=1e15).fit()
 
 
 # ------------------------------------------------------------------------------------------------ resume
@@ -497,7 +666,10 @@ def test_resume_without_a_checkpoint_starts(rows, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"steps": 40}, "train.steps was 30 and is 40"),
+        (
+            {"steps": 40},
+            "train.steps was 30 and is 40.* A run cannot be made longer or shorter.*train the other length",
+        ),
         ({"batch_size": 16}, "train.batch_size was 32 and is 16"),
         ({"learning_rate": 0.5}, "train.learning_rate was 0.001 and is 0.5"),
         ({"seed": 1}, "train.seed was 0 and is 1"),
@@ -516,6 +688,25 @@ def test_other_settings_are_refused_with_the_difference(rows, tmp_path, change, 
         make(rows, tmp_path, **change).fit(resume=True)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+@quiet
+@pytest.mark.parametrize("before", [True, False])
+def test_other_held_out_rows_are_refused(rows, tmp_path, before):
+    """They decide which weights are the best."""
+
+    def trainer(held_out):
+        validation = None if held_out is None else ff.ArraySource(held_out)
+        config = ff.TrainConfig(steps=5, batch_size=32)
+        return ff.Trainer(
+            ff.Autoencoder(12, 24), rows, config=config, validation=validation, folder=tmp_path, progress=False
+        )
+
+    trainer(rows[:20] if before else None).fit()
+    for other in (rows[:21], None if before else rows[:20]):
+        with pytest.raises(ValueError, match="validation was .* and is "):
+            trainer(other).fit(resume=True)
+    trainer(rows[:20] if before else None).fit(resume=True)
 
 
 def test_other_data_are_refused(rows, tmp_path):
@@ -584,93 +775,6 @@ def test_a_checkpoint_is_read_by_name_not_by_place(rows, tmp_path):
     assert same(bits(trainer), bits(whole))
 
 
-# ------------------------------------------------------------------------------------- killed for real
-
-# Imports torch once, then trains in a process of its own for every folder that it is told.
-NURSERY = """
-import os, sys, time, numpy as np, torch
-import fewfire as ff
-
-def train(folder, data):
-    model = ff.Autoencoder(12, 24, {"name": "topk", "k": 3}, preprocess="standardize")
-    config = ff.TrainConfig(steps=100, batch_size=48, checkpoint_every=2, log_every=1, dead_after=96)
-    trainer = ff.Trainer(model, ff.ArraySource(np.load(data)), config=config, corruption=ff.Masking(0.2), folder=folder,
-                         progress=False)
-    inner = trainer.engine.step
-    def step(batch, state):
-        if not hasattr(trainer, "begun"):
-            trainer.begun = True
-            print("from", state.step, os.getpid(), flush=True)
-        time.sleep(0.02)  # 100 steps then take far longer than the five lives together
-        return inner(batch, state)
-    trainer.engine.step = step
-    trainer.fit(resume=True)
-    ff.save(model, folder + "/model")
-
-ff.Trainer, ff.Masking, ff.save  # names load when first used: once is enough
-for folder in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        train(folder.strip(), sys.argv[1])
-        os._exit(0)
-    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_killed_five_times_resumed_same_bits(rows, tmp_path):
-    np.save(tmp_path / "rows.npy", rows)
-    package = str(Path(ff.__file__).parent.parent)
-    nursery = subprocess.Popen(
-        [sys.executable, "-c", NURSERY, str(tmp_path / "rows.npy")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": package},
-        text=True,
-    )
-
-    def start(folder):
-        nursery.stdin.write(f"{tmp_path / folder}\n")
-        nursery.stdin.flush()
-        word, step, process = nursery.stdout.readline().split()
-        assert word == "from"
-        return int(step), int(process)
-
-    def newest():
-        path = checkpoint.latest(tmp_path / "parts" / "checkpoints")
-        return int(path.stem.removeprefix("step-")) if path else 0
-
-    clock, started = random.Random(0), []
-    try:
-        for _ in range(5):
-            step, process = start("parts")
-            started.append(step)
-            while newest() <= step:
-                time.sleep(0.001)
-            time.sleep(clock.uniform(0, 0.05))
-            os.kill(process, signal.SIGKILL)
-            assert nursery.stdout.readline() == "ended -9\n", "it was done before it was killed"
-        started.append(start("parts")[0])
-        assert nursery.stdout.readline() == "ended 0\n"
-        assert start("whole")[0] == 0
-        assert nursery.stdout.readline() == "ended 0\n"
-    finally:
-        nursery.kill()
-        nursery.communicate()
-    assert started[0] == 0
-    assert all(before < after for before, after in pairwise(started)), "it started again instead of going on"
-    assert read_steps(tmp_path / "parts") == read_steps(tmp_path / "whole") == [0, *range(1, 101), 100]
-    for name in ("checkpoints/step-000000100.safetensors", "model/model.safetensors"):
-        parts, whole = (load_tensors(tmp_path / run / name)[0] for run in ("parts", "whole"))
-        assert same(parts, whole)
-    logs = [timeless(read_metrics(tmp_path / run)) for run in ("parts", "whole")]
-    assert logs[0] == logs[1]
-
-
-def read_steps(folder):
-    return [record["step"] for record in read_metrics(folder)]
-
-
 # ----------------------------------------------------------------------------- validation, early stopping
 
 
@@ -731,6 +835,20 @@ def test_early_stopping_keeps_the_best_weights(rows):
     assert best > 1
     assert same(trainer.model.state_dict(), kept[best])
     assert not torch.equal(kept[best]["encoder.W_enc"], kept[best + 4]["encoder.W_enc"])
+
+
+@quiet
+def test_losses_under_changing_weights_are_not_compared(rows):
+    """With a rising weight every validation is worse than the one before, however well training goes."""
+    settings = {"validation_fraction": 0.3, "validate_every": 1, "patience": 3, "terms": ["mse", "l1"], "steps": 40}
+    trainer = make(rows, activation="relu", schedules={"l1.weight": [(0, 0), (0.5, 50), (1, 50)]}, **settings)
+    inner, calls = trainer.best.compare, []
+    trainer.best.compare = lambda *a, **k: (calls.append(trainer.state.step), inner(*a, **k))[1]
+    trainer.fit()
+    assert calls[0] == 20
+    assert trainer.state.step > 20
+    with pytest.raises(ValueError, match="patience would never act: the schedule of l1.weight moves to the very end"):
+        make(rows, activation="relu", schedules={"l1.weight": [(0, 0), (1, 50)]}, **settings)
 
 
 @quiet
@@ -815,6 +933,30 @@ def test_progress_lines_come_after_seconds(monkeypatch, capsys):
     now += 1.0
     lines.advance(3, 1.0, {})
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_terminal_that_is_gone_does_not_end_training(rows, monkeypatch, bar):
+    """A lost connection, or `fewfire train ... 2>&1 | head`: every write to standard error fails from then on."""
+
+    class Gone:
+        encoding = "utf-8"
+
+        def isatty(self):
+            return bar
+
+        def write(self, *text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        flush = fileno = write
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    model = ff.Autoencoder(12, 24, {"name": "topk", "k": 3})
+    trainer = ff.Trainer(model, rows, config=ff.TrainConfig(steps=20, batch_size=32))
+    assert isinstance(trainer.progress, progress.TerminalProgress if bar else progress.LineProgress)
+    trainer.progress.every = 0.0
+    trainer.fit()
+    assert trainer.summary
 
 
 def test_the_bar(rows, monkeypatch, capsys):

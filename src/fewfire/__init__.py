@@ -12,35 +12,37 @@ from typing import TYPE_CHECKING, Any
 from fewfire._version import __version__
 
 if TYPE_CHECKING:
-    from fewfire import metrics, plot
-    from fewfire.activations import Activation, ReLU, Sigmoid, TopK
+    from fewfire import metrics, plot, variational
+    from fewfire.activations import Activation, Gaussian, ReLU, Sigmoid, TopK, WinnerTakeAll
     from fewfire.autoencoder import Autoencoder
     from fewfire.contracts import Batch, ForwardOutput, Layout, Source, SparseCodes, TrainState
     from fewfire.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
-    from fewfire.disk import ModelFileError
+    from fewfire.disk import FolderInUseError, ModelFileError
+    from fewfire.estimators import SparseAutoencoder
     from fewfire.evaluation import evaluate
     from fewfire.files import load, save
-    from fewfire.networks import Linear, Network
+    from fewfire.networks import Linear, Mlp, Network
     from fewfire.preprocess import Preprocess
     from fewfire.sources import ArraySource, digits, open_source, patches
-    from fewfire.terms import BCE, L1, MSE, AuxK, KLSparsity, Term, WeightDecay
-    from fewfire.trainer import SparsityWarning, TrainConfig, Trainer, TrainingError
+    from fewfire.terms import BCE, L1, MSE, AuxK, Contractive, GaussianKL, KLSparsity, Term, WeightDecay
+    from fewfire.trainer import Interrupted, SparsityWarning, TrainConfig, Trainer, TrainingError
 
 _HOME = {
-    "fewfire.activations": ("Activation", "ReLU", "Sigmoid", "TopK"),
+    "fewfire.activations": ("Activation", "Gaussian", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"),
     "fewfire.autoencoder": ("Autoencoder",),
     "fewfire.contracts": ("Batch", "ForwardOutput", "Layout", "Source", "SparseCodes", "TrainState"),
     "fewfire.corruptions": ("Corruption", "GaussianNoise", "Masking", "SaltAndPepper"),
-    "fewfire.disk": ("ModelFileError",),
+    "fewfire.disk": ("FolderInUseError", "ModelFileError"),
+    "fewfire.estimators": ("SparseAutoencoder",),
     "fewfire.evaluation": ("evaluate",),
     "fewfire.files": ("load", "save"),
-    "fewfire.networks": ("Linear", "Network"),
+    "fewfire.networks": ("Linear", "Mlp", "Network"),
     "fewfire.preprocess": ("Preprocess",),
     "fewfire.sources": ("ArraySource", "digits", "open_source", "patches"),
-    "fewfire.terms": ("BCE", "L1", "MSE", "AuxK", "KLSparsity", "Term", "WeightDecay"),
-    "fewfire.trainer": ("SparsityWarning", "TrainConfig", "Trainer", "TrainingError"),
+    "fewfire.terms": ("BCE", "L1", "MSE", "AuxK", "Contractive", "GaussianKL", "KLSparsity", "Term", "WeightDecay"),
+    "fewfire.trainer": ("Interrupted", "SparsityWarning", "TrainConfig", "Trainer", "TrainingError"),
 }
-_MODULES = ("metrics", "plot")
+_MODULES = ("metrics", "plot", "variational")
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
@@ -52,13 +54,19 @@ __all__ = [
     "Autoencoder",
     "AuxK",
     "Batch",
+    "Contractive",
     "Corruption",
+    "FolderInUseError",
     "ForwardOutput",
+    "Gaussian",
+    "GaussianKL",
     "GaussianNoise",
+    "Interrupted",
     "KLSparsity",
     "Layout",
     "Linear",
     "Masking",
+    "Mlp",
     "ModelFileError",
     "Network",
     "Preprocess",
@@ -66,6 +74,7 @@ __all__ = [
     "SaltAndPepper",
     "Sigmoid",
     "Source",
+    "SparseAutoencoder",
     "SparseCodes",
     "SparsityWarning",
     "Term",
@@ -75,6 +84,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "WeightDecay",
+    "WinnerTakeAll",
     "__version__",
     "digits",
     "evaluate",
@@ -84,6 +94,7 @@ __all__ = [
     "patches",
     "plot",
     "save",
+    "variational",
 ]
 
 

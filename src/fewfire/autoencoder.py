@@ -18,7 +18,7 @@ from fewfire.activations import Activation
 from fewfire.contracts import ForwardOutput, Layout, SparseCodes, TrainState
 from fewfire.networks import OUTPUTS, Network, Sizes
 from fewfire.preprocess import Preprocess, make_preprocess
-from fewfire.rows import as_rows, check_finite
+from fewfire.rows import as_rows, check_finite, column_names
 
 __all__ = ["Autoencoder"]
 
@@ -58,8 +58,8 @@ class Autoencoder(nn.Module):
     Notes
     -----
     Two spaces. ``forward`` works in model space, after preprocessing: it is what training, terms and engines use.
-    ``encode``, ``encode_sparse``, ``decode`` and ``reconstruct`` take and give data space, compute in float64 for
-    float64 and in float32 for everything else, and track no gradient.
+    ``encode``, ``encode_sparse``, ``decode`` and ``reconstruct`` take and give data space, compute in float32 for
+    dtypes whose values it holds exactly and in float64 for the others (float64, int32, int64), and track no gradient.
     """
 
     def __init__(
@@ -81,13 +81,14 @@ class Autoencoder(nn.Module):
         self.target_shape = self.input_shape if d_out is None else _shape("d_out", d_out)
         self.n_latents = _positive("n_latents", n_latents)
         self.layout = layout or Layout()
+        self.layout.check(self.input_shape)
 
         # copies: building fills in what depends on the width, which must not reach another model's
         self.activation = copy.deepcopy(Activation.from_config(activation))
         self.activation.build(self.n_latents)
         self.network = copy.deepcopy(Network.from_config(network))
         self.encoder, self.decoder, self.latent_shape = self.network.build(
-            Sizes(self.input_shape, self.target_shape, self.n_latents, self.activation.n_pre),
+            Sizes(self.input_shape, self.target_shape, self.n_latents, self.activation.n_pre, self.layout),
             unit_norm=self.activation.unit_norm,
             generator=rng.generator(seed, "weights"),
         )
@@ -143,7 +144,7 @@ class Autoencoder(nn.Module):
             The rows do not have the model's input shape, or one of them holds NaN or infinity.
         """
         rows, model = self._ready(x, self.input_shape)
-        check_finite(rows)
+        check_finite(rows, columns=self.layout.columns)
         with torch.no_grad():
             return _in_chunks(lambda chunk: model.codes(model.to_model_space(chunk))[1], rows)
 
@@ -243,7 +244,7 @@ class Autoencoder(nn.Module):
     def _ready(self, x: Any, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]:
         """Checked rows on the model's device in the computing dtype, and the model in that dtype."""
         if what == "x" and not isinstance(x, Tensor):
-            self.layout.check_columns(getattr(x, "columns", ()))  # a DataFrame's
+            self.layout.check_columns(column_names(x))
         rows = as_rows(x, what).to(self.device)
         if tuple(rows.shape[1:]) != shape or rows.ndim < 2:
             raise ValueError(f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(rows.shape)}")

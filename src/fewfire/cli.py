@@ -1,6 +1,7 @@
 """The command line: one thin command per verb, each calling one function below. Nothing heavy is imported for --help.
 
-Exit codes: 0 done, 1 the work failed, 2 the call was wrong. A failure is one line; --debug shows where.
+Exit codes: 0 done, 1 the work failed, 2 the call was wrong; ended by a signal, 128 and its number, as in any shell. A
+failure is one line; --debug shows where.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +25,8 @@ from fewfire._version import __version__
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
-"""what a shell calls a command that ended by Ctrl-C"""
+BROKEN_PIPE = 141
+"""what a shell calls a command whose output nobody reads any more"""
 
 app = typer.Typer(
     name="fewfire",
@@ -69,19 +74,45 @@ def evaluate(
     run: RunPath,
     data: MaybeData = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--probe",
+            metavar="LABELS",
+            help="Also what the codes know of labels: a file with one a row, a column of DATA, or `labels` for digits.",
+        ),
+    ] = None,
 ) -> None:
-    """How well and how sparsely the model describes the rows."""
+    """How well and how sparsely the model describes the rows, and what the codes know of LABELS."""
     from fewfire.evaluation import evaluate as measure
     from fewfire.report import METRICS
     from fewfire.runs import open_run
 
     opened = open_run(run)
-    result = measure(opened.model, opened.source(data))
+    source = opened.source(data)
+    result: dict[str, Any] = dict(measure(opened.model, source))
+    if labels is not None:
+        from fewfire.probing import probe, read_labels
+
+        path = data if data is not None or opened.config is None else opened.config.data.path
+        result["probe"] = probe(opened.model, source, read_labels(labels, source, path))
     if as_json:
-        typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in result.items()}))
+        typer.echo(json.dumps(_finite(result)))
         return
     for name, value in result.items():
-        typer.echo(f"{name:>20}  {_number(value):>12}  {METRICS.get(name, '')}")
+        if name != "probe":
+            typer.echo(f"{name:>20}  {_number(value):>12}  {METRICS.get(name, '')}")
+    if labels is not None:
+        _print_probe(result["probe"])
+
+
+def _print_probe(views: dict[str, dict[str, float]]) -> None:
+    """One column a view, one line a measure."""
+    from fewfire.probing import MEANINGS
+
+    typer.echo("\n" + f"{'':>20}" + "".join(f"  {_sized(name, view):>13}" for name, view in views.items()))
+    for measure, meaning in MEANINGS.items():
+        typer.echo(f"{measure:>20}" + "".join(f"  {view[measure]:>13.4f}" for view in views.values()) + f"  {meaning}")
 
 
 @app.command()
@@ -206,40 +237,75 @@ def main() -> None:
     arguments = [a for a in arguments if a != "--debug"] or ["--help"]
     warnings.showwarning = lambda message, *rest, **more: _say(f"warning: {message}")
     try:
-        code = app(args=arguments, prog_name="fewfire", standalone_mode=False)
-    except Exception as error:
-        if debug:
-            raise
-        line = _one_line(error)
-        _say(f"fewfire: {line if len(line) < 380 else line[:350] + ' ... (--debug shows all)'}")
-        sys.exit(_exit_code(error))
-    if code == INTERRUPTED:
-        _say("fewfire: interrupted; `fewfire train` with --resume goes on from the last checkpoint, if there is one")
-    sys.exit(code or 0)
+        with _sigterm_like_ctrl_c():
+            code = _run(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        code = _exit_code(error)
+        if code != BROKEN_PIPE:
+            if debug:
+                raise
+            line = _one_line(error)
+            _say(f"fewfire: {line if len(line) < 380 else line[:350] + ' ... (--debug shows all)'}")
+    sys.exit(code)
 
 
-def _exit_code(error: Exception) -> int:
+def _run(arguments: list[str]) -> int:
+    """As ``app(arguments)`` does, which would swallow what Ctrl-C has to say."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("fewfire", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    signum = signal.SIGTERM
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """A SIGTERM too ends the work as an exception does, so that no half-written file is left."""
+
+    def terminate(*_: Any) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # the only one that may
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(error: BaseException) -> int:
     """2 when other words would have helped, 1 when the work itself failed."""
     if hasattr(error, "format_message"):  # typer's own
         return 2
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + int(getattr(error, "signum", signal.SIGINT))
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
     from fewfire.disk import ModelFileError
 
     wrong_call = ValueError | TypeError | FileNotFoundError | FileExistsError | NotADirectoryError
     return 2 if isinstance(error, wrong_call) and not isinstance(error, ModelFileError) else 1
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     if hasattr(error, "format_message"):
         return f"{error.format_message().rstrip('.')}; `{_command(error)} --help` shows how it is called"
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            return f"no setting {where!r}; `fewfire config` prints what there is"
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}; got {first['input']!r:.80}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return text or "interrupted; `fewfire train` with --resume goes on from the last checkpoint, if there is one"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return f"out of memory ({text[-160:] or 'no more is known'}); fewer latents or a smaller batch_size need less"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return text or type(error).__name__
 
 
 def _command(error: Any) -> str:
@@ -247,12 +313,24 @@ def _command(error: Any) -> str:
     return context.command_path if context is not None else "fewfire"
 
 
+def _sized(name: str, view: dict[str, float]) -> str:
+    return f"{name} ({view['size']:g})"
+
+
+def _finite(value: Any) -> Any:
+    """What is not finite as null, which JSON can hold."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return value if math.isfinite(value) else None
+
+
 def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    with suppress(OSError):  # a terminal that is gone is no reason to fail
+        typer.echo(line, err=True)
 
 
 def _has_screen() -> bool:

@@ -36,9 +36,13 @@ def run_demo(what: str = "patches", out: str | Path | None = None, *, progress: 
     ------
     ValueError
         There is no such demo.
+    FileExistsError
+        ``out`` holds something.
     """
     if what not in DEMOS:
         raise ValueError(f"no demo {what!r}; choose from: {', '.join(DEMOS)}")
+    if out is not None and Path(out).is_dir() and any(Path(out).iterdir()):
+        raise FileExistsError(f"{out} is not empty; choose another folder")  # a demo is not resumed
     run = train(RunConfig.model_validate(DEMOS[what]), out or _free_name(f"fewfire-demo-{what}"), progress=progress)
     return write_report(run, run.source())
 

@@ -14,7 +14,7 @@ from fewfire.contracts import Batch, Source
 from fewfire.rows import check_finite
 from fewfire.sources import open_source
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "finite_rows"]
 
 
 def evaluate(
@@ -39,9 +39,16 @@ def evaluate(
     ------
     ValueError
         The rows do not have the model's shape, one holds NaN or infinity, or an endless source came without
-        ``max_rows``.
+        ``max_rows``; or the values are too large to square.
     """
-    return Evaluation.over(model, open_source(source), batch_size=batch_size, max_rows=max_rows).result()
+    evaluation = Evaluation.over(model, open_source(source), batch_size=batch_size, max_rows=max_rows)
+    result = evaluation.result()
+    if not math.isfinite(result["mse"]) or not math.isfinite(result["fvu"]):
+        raise ValueError(
+            f"the squared error of these rows is not finite: values up to {evaluation.highest:.3g} are too large to "
+            "square, or the model's weights are; scale the data down"
+        )
+    return result
 
 
 class Evaluation:
@@ -54,6 +61,8 @@ class Evaluation:
         """(D,) per column of the target"""
         self.activation_sum = 0.0
         self.active_count = 0
+        self.highest = 0.0
+        """largest magnitude among the targets"""
         n = model.latent_shape[0]
         self.fired = torch.zeros(n, dtype=torch.int64)
         """(L,) rows on which each latent fired"""
@@ -79,10 +88,10 @@ class Evaluation:
         evaluation = cls(model)
         for batch in source.batches(batch_size, shuffle=False):
             if skip_nonfinite:
-                batch = _finite_rows(batch)
+                batch = finite_rows(batch)
                 if len(batch.rows) == 0:
                     continue
-            check_finite(batch.x_in, "the data", batch.rows)
+            check_finite(batch.x_in, "the data", batch.rows, source.layout.columns)
             if batch.x is not batch.x_in:
                 check_finite(batch.x, "the target", batch.rows)
             left = len(batch.x) if max_rows is None else max_rows - evaluation.n_rows
@@ -102,6 +111,7 @@ class Evaluation:
         recon = self.model.decode(latents, like=None if like is None else like.to(latents.device))
         active = self.model.activation.active(latents)
         self.target.update(x.flatten(1).cpu())
+        self.highest = max(self.highest, float(x.abs().max())) if len(x) else self.highest
         error = (recon.double() - x.to(recon.device).double()).flatten(1).square().sum(0)
         self.squared_error = self.squared_error + error.cpu()
         self.activation_sum += latents.double().sum().item()
@@ -138,7 +148,8 @@ class Evaluation:
         }
 
 
-def _finite_rows(batch: Batch) -> Batch:
+def finite_rows(batch: Batch) -> Batch:
+    """The rows of a batch that hold neither NaN nor infinity."""
     keep = torch.isfinite(batch.x_in).flatten(1).all(1) & torch.isfinite(batch.x).flatten(1).all(1)
     x_in = batch.x_in[keep]
     return Batch(x_in, x_in if batch.x is batch.x_in else batch.x[keep], batch.rows[keep])

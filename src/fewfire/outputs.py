@@ -53,7 +53,7 @@ def _rows(model: Autoencoder, source: Source) -> Iterator[Tensor]:
     """The input rows in order, each known to be finite."""
     model.layout.check_columns(source.layout.columns)
     for batch in source.batches(BATCH, shuffle=False):
-        check_finite(batch.x_in, "the data", batch.rows)
+        check_finite(batch.x_in, "the data", batch.rows, source.layout.columns)
         yield batch.x_in
 
 

@@ -121,7 +121,7 @@ def _tables(model: Autoencoder, source: Source, names: list[str], above: float) 
     count = min(N_COLUMNS, len(names))
     labels = pa.array(names)
     for batch in source.batches(BATCH, shuffle=False):
-        check_finite(batch.x_in, "the data", batch.rows)
+        check_finite(batch.x_in, "the data", batch.rows, source.layout.columns)
         scores = score_rows(model, batch.x_in, batch.x)
         top = scores.share.topk(count, dim=1)
         columns: dict[str, Any] = {

@@ -127,9 +127,13 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Force the records to the disk, so that they survive a power cut."""
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
+        except OSError as error:
+            raise _told(error, self.path) from error
 
     # The rest of Tracker. The run folder itself is the record of a run: its files need no copy here.
 
@@ -212,8 +216,12 @@ def _append(file: Path, line: bytes) -> None:
                 handle.truncate(end)  # half a line would swallow the next one
                 raise
     except OSError as error:
-        reason = f"could not log ({error.strerror or error}); earlier records are safe"
-        raise OSError(error.errno, reason, str(file)) from error
+        raise _told(error, file) from error
+
+
+def _told(error: OSError, file: Path) -> OSError:
+    """The same error, naming the file."""
+    return OSError(error.errno, f"could not log ({error.strerror or error}); earlier records are safe", str(file))
 
 
 def _plain(value: Any, name: str) -> Any:

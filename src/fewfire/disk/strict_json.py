@@ -5,13 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
+from collections import Counter
+from itertools import accumulate
 from typing import Any
 
-__all__ = ["MAX_DEPTH", "canonical_json", "deeper_than", "parse_json", "sha256_json", "sha256_text", "short"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_VALUES",
+    "canonical_json",
+    "check_size",
+    "one_line",
+    "parse_json",
+    "sha256_json",
+    "sha256_text",
+    "short",
+]
 
 MAX_DEPTH = 32
 """Levels of nesting. A bomb of brackets would otherwise run Python's own parser into its recursion limit."""
+MAX_VALUES = 1 << 18
+"""Values in one text: room for every column name of a very wide table. Eight megabytes of `[],` would otherwise
+become three hundred of lists."""
+MAX_DIGITS = 100
+"""Of a whole number: reading many digits takes the square of their number."""
 
 
 def canonical_json(obj: Any) -> str:
@@ -33,19 +49,18 @@ def sha256_json(obj: Any) -> str:
     return sha256_text(canonical_json(obj))
 
 
-def parse_json(data: bytes | str) -> Any:
-    """Parse JSON that may come from a stranger, in time linear in its length.
+def parse_json(data: bytes | str, max_values: int = MAX_VALUES) -> Any:
+    """Parse JSON that may come from a stranger, in time and memory linear in its length.
 
     Raises
     ------
     ValueError
-        Not UTF-8, not JSON, nested deeper than ``MAX_DEPTH``, a key twice in one object (which of them
-        counts?), or a number that is not finite.
+        Not UTF-8, not JSON, nested deeper than ``MAX_DEPTH``, of more than ``max_values`` values, a key twice in one
+        object (which of them counts?), or a number that is not finite or endlessly long.
     """
     text = data.decode() if isinstance(data, bytes) else data
-    if deeper_than(MAX_DEPTH, text):
-        raise ValueError(f"JSON nested deeper than {MAX_DEPTH} levels")
-    return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    check_size(text, max_values)
+    return json.loads(text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
 
 
 def sha256_text(text: str) -> str:
@@ -60,27 +75,43 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# A string literal, perhaps one that never ends: were the closing quote required, a failed match would be
-# tried again from the next quote, and the next, in quadratic time. `*+` gives nothing back, for that reason.
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_BRACKET = re.compile(r"[\[\]{}]")
+def one_line(text: object, limit: int = 200) -> str:
+    """Words of an error that a stranger may have put together: one line, bounded, and nothing a terminal obeys."""
+    line = " ".join(str(text).split())
+    line = line if len(line) <= limit else f"{line[: limit - 3]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def deeper_than(limit: int, text: str) -> bool:
-    """Whether JSON is nested deeper than ``limit`` levels, without parsing it."""
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub("", text)):
-        depth += 1 if bracket[0] in "[{" else -1
-        if depth > limit:
-            return True
-    return False
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{},'))
+
+
+def check_size(text: str, max_values: int = MAX_VALUES) -> None:
+    """Refuse JSON that has too many values or is nested too deeply, without parsing it.
+
+    Raises
+    ------
+    ValueError
+        It has more than ``max_values`` values, or more than ``MAX_DEPTH`` levels.
+    """
+    data = text.encode("utf-8", "surrogatepass")
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # an escaped quote does not end a string
+    marks = data.translate(None, _NOT_STRUCTURE)
+    few = marks.count(b'"') <= 4 * max_values  # a value has at most a key and a string: splitting is safe
+    outside = b"".join(marks.split(b'"')[::2]) if few else b""
+    if not few or sum(map(outside.count, (b",", b"[", b"{"))) >= max_values:
+        raise ValueError(f"JSON of more than {max_values} values")
+    brackets = outside.replace(b",", b"")
+    if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
+        raise ValueError(f"JSON nested deeper than {MAX_DEPTH} levels")
 
 
 def _not_json(obj: Any, where: str) -> str | None:
     """What in ``obj`` is not JSON, and where; None: all of it is."""
     place = where or "the top"
-    if obj is None or isinstance(obj, bool | int | str):
+    if obj is None or isinstance(obj, bool | str):
         return None
+    if isinstance(obj, int):
+        return None if abs(obj) < 10 ** (MAX_DIGITS - 1) else f"a number of more digits than are read at {place}"
     if isinstance(obj, float):
         return None if math.isfinite(obj) else f"{obj} at {place}"
     if isinstance(obj, list | tuple):
@@ -96,12 +127,17 @@ def _not_json(obj: Any, where: str) -> str | None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {short(key)} appears twice in one JSON object")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {short(twice)} appears twice in one JSON object")
     return found
+
+
+def _whole(literal: str) -> int:
+    if len(literal) > MAX_DIGITS:
+        raise ValueError(f"the number {literal[:20]}... has {len(literal)} digits")
+    return int(literal)
 
 
 def _finite(literal: str) -> float:

@@ -3,7 +3,7 @@
 The file is an ordinary safetensors file, which any of its readers opens::
 
     8 bytes     header length N, little-endian
-    N bytes     JSON: {"__metadata__": {"fewfire": ..., "metadata_sha256": ..., "sha256": ...},
+    N bytes     JSON: {"__metadata__": {"fewfire": ..., "metadata_sha256": ..., "sha256": ..., "digests_sha256": ...},
                        name: {"dtype": "F32", "shape": [L, D], "data_offsets": [begin, end]}, ...}
     the rest    the tensors, one after another, without gaps
 
@@ -18,7 +18,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -29,14 +29,17 @@ import torch
 from torch import Tensor
 
 from fewfire.disk.atomic import atomic_writer
-from fewfire.disk.strict_json import MAX_DEPTH, canonical_json, deeper_than, parse_json, sha256_text, short
+from fewfire.disk.strict_json import canonical_json, check_size, parse_json, sha256_text, short
 
-__all__ = ["ModelFileError", "load_tensors", "read_metadata", "save_tensors"]
+__all__ = ["ModelFileError", "load_tensors", "read_metadata", "save_tensors", "stored_size"]
 
 # What a file may claim: far above any model, far below what makes a reader suffer. (A header of a million
 # empty tensors costs the safetensors library 23 seconds and a gigabyte.) Saving keeps the same limits.
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 8 << 20
+"""a table's column names are most of it: 200,000 names of 30 letters, or 35,000 of 30 Chinese characters"""
 MAX_TENSORS = 4096
+MAX_ENTRIES = 16 * MAX_TENSORS
+"""JSON values of the header, the metadata inside it counted as one: an entry has at most eleven"""
 MAX_NAME = 256
 MAX_RANK = 5
 MAX_DIM = 1 << 31
@@ -60,6 +63,14 @@ _DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_OTHERS = {
+    b"PK": "a zip archive, as torch.save and numpy.savez write, which is never opened",
+    b"\x80": "a pickle, which can run code and is never opened",
+    b"\x93NUMPY": "a .npy file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip file",
+}
+_CLAIMS = ("fewfire", "metadata_sha256", "sha256", "digests_sha256")
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -92,12 +103,26 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
     tensors = {name: _on_host(name, tensor) for name, tensor in tensors.items()}
     # Wide elements first: every tensor then starts at a multiple of its element size, as memory maps like it.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    header = _header(tensors, metadata)
+    header = _header(tensors, metadata, lambda entry, tensor: _digest(entry.dtype, entry.shape, _bytes(tensor)))
     with atomic_writer(path) as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for tensor in tensors.values():
             file.write(_bytes(tensor))
+
+
+def stored_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> int:
+    """Bytes of the file that :func:`save_tensors` would write, without reading the tensors' content.
+
+    Raises
+    ------
+    ValueError
+        What :func:`save_tensors` would refuse.
+    """
+    for name, tensor in tensors.items():
+        _check_kind(name, tensor)
+    header = _header(tensors, metadata, lambda *_: "0" * 2 * hashlib.sha256().digest_size)
+    return 8 + len(header) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def load_tensors(
@@ -193,16 +218,22 @@ def _digest(dtype: str, shape: tuple[int, ...], data: memoryview) -> str:
 # ---------------------------------------------------------------------------------------------- writing
 
 
-def _on_host(name: str, tensor: Tensor) -> Tensor:
+def _check_kind(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPE_NAMES:
         raise ValueError(
             f"tensor {short(name)}: expected a dense tensor of {', '.join(_DTYPES)}; "
             f"got {'a meta tensor without data' if tensor.is_meta else f'{tensor.layout}, {tensor.dtype}'}"
         )
+
+
+def _on_host(name: str, tensor: Tensor) -> Tensor:
+    _check_kind(name, tensor)
     return tensor.detach().cpu().contiguous()
 
 
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+def _header(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], digest: Callable[[_Entry, Tensor], str]
+) -> bytes:
     """The header of these tensors, in this order, padded to a multiple of 8 bytes."""
     position, digests, entries = 0, {}, {}
     for name, tensor in tensors.items():
@@ -210,14 +241,18 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes
         refusal = entry.refusal(name)
         if refusal:
             raise ValueError(f"tensor {short(name)} cannot be saved: it {refusal}")
-        digests[name] = _digest(entry.dtype, entry.shape, _bytes(tensor))
+        digests[name] = digest(entry, tensor)
         entries[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (entry.begin, entry.end)}
         position = entry.end
 
     text = canonical_json(dict(metadata))
-    if deeper_than(MAX_DEPTH, text):
-        raise ValueError(f"the metadata cannot be saved: they are nested deeper than {MAX_DEPTH} levels")
-    claims = {"fewfire": text, "metadata_sha256": sha256_text(text), "sha256": canonical_json(digests)}
+    try:
+        check_size(text)
+    except ValueError as error:
+        raise ValueError(f"the metadata cannot be saved: they would be {error}") from None
+    table = canonical_json(digests)
+    claims = {"fewfire": text, "metadata_sha256": sha256_text(text)}
+    claims |= {"sha256": table, "digests_sha256": sha256_text(table)}
     header = canonical_json({"__metadata__": claims, **entries}).encode()
     header += b" " * (-len(header) % 8)
     if len(entries) > MAX_TENSORS or len(header) > MAX_HEADER_BYTES:
@@ -269,13 +304,15 @@ def _read_header(file: BufferedReader) -> _Contents:
     size = os.fstat(file.fileno()).st_size
     if size < 8:
         raise ValueError(f"it is {size} bytes long, too short for a safetensors file")
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
     if length > MAX_HEADER_BYTES:
-        raise ValueError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got a length of {length}")
+        other = next((f"; it looks like {name}" for magic, name in _OTHERS.items() if start.startswith(magic)), "")
+        raise ValueError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got a length of {length}{other}")
     raw = file.read(length)
     if len(raw) < length:
         raise ValueError(f"the file ends inside its header, at byte {size} of at least {8 + length}")
-    header = parse_json(raw)
+    header = parse_json(raw, MAX_ENTRIES)
     claims = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(claims, dict) or "fewfire" not in claims:
         raise ModelFileError("was not written by fewfire, its metadata do not say so; `fewfire convert` may read it")
@@ -289,11 +326,16 @@ def _read_header(file: BufferedReader) -> _Contents:
 
 def _read_claims(claims: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metadata, verified, and the digests that the tensors must have."""
-    texts = (claims.get(key) for key in ("fewfire", "metadata_sha256", "sha256"))
-    metadata, expected, sha256 = (text if isinstance(text, str) else "" for text in texts)
+    if unknown := claims.keys() - set(_CLAIMS):
+        raise ValueError(f"its metadata have the unknown entry {short(min(unknown))}")
+    texts = map(claims.get, _CLAIMS)
+    metadata, expected, sha256, names_too = (text if isinstance(text, str) else "" for text in texts)
     if sha256_text(metadata) != expected:
         raise ValueError("the metadata do not match their checksum")
-    parsed, digests = parse_json(metadata), parse_json(sha256)
+    # A tensor's digest does not hold its name; the digest of the table does. The oldest files have none.
+    if sha256_text(sha256) != names_too and "digests_sha256" in claims:
+        raise ValueError("the checksums do not match their own")
+    parsed, digests = parse_json(metadata), parse_json(sha256, MAX_ENTRIES)
     if not isinstance(parsed, dict) or not isinstance(digests, dict):
         raise ValueError("the metadata are not a JSON object")
     return parsed, digests

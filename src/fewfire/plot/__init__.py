@@ -4,6 +4,7 @@ Every function takes ``ax`` and returns the Axes it drew on. With ``ax=None`` it
 pyplot, so that a notebook shows it; with an ``ax`` it leaves pyplot alone. Nothing is shown, saved or configured.
 
     ff.plot.filters(model)                     what each feature of images looks like
+    ff.plot.feature_maps(model, x)             where features of a convolution fire in a row
     ff.plot.top_columns(model, 7)              which columns of a table a feature is about
     ff.plot.history("run/")                    loss and unexplained variance while training
     ff.plot.density(evaluation)                how often features fire
@@ -16,23 +17,26 @@ The numbers behind the pictures are functions as well (``feature_vectors``, ``ti
 from fewfire.plot.curves import curve, density, history, rate_histogram, rate_label, spans_decades
 from fewfire.plot.drawing import STYLE
 from fewfire.plot.features import (
-    Weights,
     column_name,
-    feature_vectors,
     filter_tiles,
     filters,
     strongest_columns,
     tiles,
     top_columns,
 )
+from fewfire.plot.maps import feature_maps
+from fewfire.plot.responses import Drawn, Weights, drawn, feature_vectors
 from fewfire.plot.rows import reconstructions
 
 __all__ = [
     "STYLE",
+    "Drawn",
     "Weights",
     "column_name",
     "curve",
     "density",
+    "drawn",
+    "feature_maps",
     "feature_vectors",
     "filter_tiles",
     "filters",

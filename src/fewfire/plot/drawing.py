@@ -11,7 +11,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["STYLE", "axes", "dress", "mosaic", "plain_text", "show", "title"]
+__all__ = ["STYLE", "axes", "dress", "mosaic", "plain_text", "rgb", "show", "spacing", "title"]
 
 STYLE: dict[str, Any] = {
     # Okabe & Ito 2008: told apart with any kind of colour vision, and in grey.
@@ -43,11 +43,9 @@ def mosaic(pictures: npt.NDArray[np.float64], columns: int) -> npt.NDArray[np.fl
     """(N, h, w) or (N, h, w, 3) -> one RGBA picture, tiles in reading order, transparent gaps between them."""
     count, h, w = pictures.shape[:3]
     rgb = pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], 3, axis=-1)
-    # Small tiles are enlarged by whole pixels, so that a gap can be thinner than a pixel of theirs.
-    zoom = max(1, round(32 / max(h, w)))
+    zoom, gap = spacing(h, w)
     rgb = rgb.repeat(zoom, axis=1).repeat(zoom, axis=2)
     h, w = h * zoom, w * zoom
-    gap = max(1, round(STYLE["gap"] * min(h, w)))
     lines = max(1, math.ceil(count / columns))
     picture = np.zeros((lines * (h + gap) - gap, columns * (w + gap) - gap, 4))
     for i, tile in enumerate(rgb):
@@ -55,6 +53,12 @@ def mosaic(pictures: npt.NDArray[np.float64], columns: int) -> npt.NDArray[np.fl
         picture[top : top + h, left : left + w, :3] = tile
         picture[top : top + h, left : left + w, 3] = 1
     return picture
+
+
+def spacing(h: int, w: int) -> tuple[int, int]:
+    """Pixels of a mosaic for a pixel of a tile, and for a gap: small tiles are enlarged, so that gaps are thin."""
+    zoom = max(1, round(32 / max(h, w)))
+    return zoom, max(1, round(STYLE["gap"] * min(h, w) * zoom))
 
 
 def show(ax: Axes, picture: npt.NDArray[np.float64]) -> None:
@@ -87,3 +91,8 @@ def plain_text(name: str) -> str:
     line = " ".join(name.split())
     line = line if len(line) <= 32 else line[:31] + "…"
     return line.replace("\\", "\\\\").replace("$", r"\$") if "$" in line else line
+
+
+def rgb(colour: str) -> npt.NDArray[np.float64]:
+    """ "#d55e00" -> three numbers from 0 to 1."""
+    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])

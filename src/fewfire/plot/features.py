@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,13 @@ from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Layout
 from fewfire.evaluation import Evaluation
 from fewfire.plot.drawing import STYLE, axes, dress, mosaic, plain_text, show, title
+from fewfire.plot.responses import Weights, drawn, feature_vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_TILES = 400
 
-Weights: TypeAlias = Literal["decoder", "encoder"]
 Order: TypeAlias = Sequence[int] | Sequence[float] | npt.NDArray[Any] | Tensor | Evaluation
 
 
@@ -49,28 +49,31 @@ def filters(
     columns
         Tiles per line; None: about square.
     weights
-        "decoder": what a feature writes, row j of W_dec. "encoder": what a unit responds to most among inputs of
+        "decoder": what a feature writes; in a deep network, when it fires alone and strongly. Of a feature map, the
+        patch that it writes about a place. "encoder": what a unit of the first layer responds to most among inputs of
         norm 1, ``W_j / ||W_j||``, the picture of the textbook (Ng 2011, CS294A, section 4). Mid-grey is then the
         tile's mean, which rows without a mean cannot excite, and which would hide the pattern.
 
     Raises
     ------
     ValueError
-        The rows are not images, or the network has no such weight per feature.
+        The rows or the targets are not images, or the network has no weights of that kind.
     """
     if model.layout.kind != "image":
         raise ValueError(
             "filters draws images and this model's rows are a table; draw plot.top_columns(model, feature)"
         )
-    vectors = _as_wide_as(feature_vectors(model, weights), model.layout)
-    chosen = _ranking(vectors, model.layout, order)[: MAX_TILES if n is None else n]
-    pictures = filter_tiles(vectors[chosen], model.layout, weights)
+    vectors, layout = drawn(model, weights)
+    vectors = _as_wide_as(vectors, layout)
+    chosen = _ranking(vectors, layout, order)[: MAX_TILES if n is None else n]
+    pictures = filter_tiles(vectors[chosen], layout, weights)
     columns = min(len(pictures), columns or math.ceil(math.sqrt(len(pictures)))) or 1
     lines = math.ceil(len(pictures) / columns)
     ax = axes(ax, (min(9.0, 0.55 * columns + 0.3), min(9.0, 0.55 * lines + 0.6)))
     show(ax, mosaic(pictures, columns))
-    shown = f"{len(pictures):,}" if len(pictures) == model.n_latents else f"{len(pictures):,} of {model.n_latents:,}"
-    title(ax, f"{shown} features")
+    shown = f"{len(pictures):,}" if len(pictures) == len(vectors) else f"{len(pictures):,} of {len(vectors):,}"
+    of_first_layer = weights == "encoder" and len(vectors) != model.n_latents
+    title(ax, f"{shown} {'units of the first layer' if of_first_layer else 'features'}")
     return ax
 
 
@@ -92,7 +95,7 @@ def top_columns(
     ValueError
         The rows are images, the network has no such weight per feature, or there is no such feature.
     """
-    if model.layout.kind != "table":
+    if model.layout.kind == "image":
         raise ValueError("top_columns draws tables and this model's rows are images; draw plot.filters(model)")
     features = [feature] if isinstance(feature, int) else [int(f) for f in feature]
     vectors = feature_vectors(model, weights)
@@ -122,29 +125,6 @@ def top_columns(
     return ax
 
 
-def feature_vectors(model: Autoencoder, weights: Weights = "decoder") -> Tensor:
-    """(L, D) in model space: the decoder's rows, or the encoder's at norm 1.
-
-    Raises
-    ------
-    ValueError
-        The network has no one such row per latent.
-    """
-    if weights not in ("decoder", "encoder"):
-        raise ValueError(f"expected weights 'decoder' or 'encoder'; got {weights!r}")
-    matrix = getattr(model.decoder if weights == "decoder" else model.encoder, f"W_{weights[:3]}", None)
-    if not isinstance(matrix, Tensor) or len(matrix) != model.n_latents:
-        raise ValueError(
-            f"network {model.network.name!r} with activation {model.activation.name!r} has no {weights} weight "
-            "per feature to draw; draw rows that make a feature fire, or plot.reconstructions(model, x)"
-        )
-    width = math.prod(model.target_shape if weights == "decoder" else model.input_shape)
-    vectors = matrix.detach().float().cpu().reshape(model.n_latents, width)
-    if weights == "encoder":
-        vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return vectors
-
-
 def strongest_columns(vector: Tensor, layout: Layout, n: int) -> list[tuple[str, float]]:
     """(D,) -> the n columns of largest absolute value, by name, strongest first; zeros are left out."""
     top = vector.abs().topk(min(n, len(vector))).indices.tolist()
@@ -152,6 +132,11 @@ def strongest_columns(vector: Tensor, layout: Layout, n: int) -> list[tuple[str,
 
 
 def column_name(layout: Layout, i: int) -> str:
+    """Of the i-th value of a row; of a series, ``name[t]``: channel and time step."""
+    if layout.kind == "series":
+        channel, step = divmod(i, layout.shape[1])
+        name = layout.columns[channel] if layout.columns else f"channel {channel}"
+        return f"{name}[{step}]"
     return layout.columns[i] if i < len(layout.columns) else f"column {i}"
 
 

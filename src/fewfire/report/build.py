@@ -6,7 +6,6 @@ import base64
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,24 +19,14 @@ from fewfire import plot
 from fewfire._version import __version__
 from fewfire.contracts import Source
 from fewfire.report import METRICS, charts, words
+from fewfire.report.gallery import TILE, Gallery, tile_size
 from fewfire.report.gather import N_TOP, Example, Gathered, gather
 from fewfire.runs import Run
 
 __all__ = ["render"]
 
-MAX_FILTERS = 400
-MAX_CARDS = 24
-MAX_COLUMNS = 6
-LEAST_SHARE = 0.04
-"""columns below this share of a feature's strongest say nothing"""
-MAX_SILENT = 32
-"""of the features that never fired, this many are drawn: they look alike"""
 PIXEL_BYTES = 1_800_000
 """of all pictures together; larger ones are shrunk to stay within it, because noise does not compress"""
-TILE = 48
-"""CSS pixels, about: a tile is a whole multiple of a small picture, so that its pixels stay square"""
-FEW_FEATURES = 64
-"""up to this many have larger tiles, and captions"""
 CURVES = {
     "loss": "Loss",
     "fvu": "Variance unexplained",
@@ -55,30 +44,9 @@ def render(run: Run, source: Source) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "short": charts.short}
+    environment.filters |= {"percent": words.percent, "short": charts.short, "by": words.by}
     page = Page(run, source, gather(run.model, source))
     return environment.get_template("template.html.jinja").render(page=page, version=__version__).encode()
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A feature in the gallery."""
-
-    number: int
-    rate: float
-    largest: float
-    """highest activation on the rows read"""
-    share: float
-    """firing rate as a share of the highest one, for the bar beneath it"""
-    picture: npt.NDArray[np.float64] | None = None
-    columns: tuple[tuple[str, str, float], ...] = ()
-    """(name, weight in writing, weight from -1 to 1 as a share of the largest)"""
-
-    @property
-    def label(self) -> str:
-        """What a pointer resting on it shows."""
-        how_often = f"fires on {words.percent(self.rate)} of the rows" if self.rate else "never fired"
-        return f"feature {self.number}: {how_often}, at most {charts.short(self.largest)}"
 
 
 class Page:
@@ -89,27 +57,29 @@ class Page:
         self.model = run.model
         self.source = source
         self.gathered = gathered
+        self.gallery = Gallery(run.model, gathered)
         self.result = gathered.evaluation.result()
         self.title = words.title(run, source)
         # of a table each column has the same say: one in millions would speak for all the others
         of_rows, of_columns = self.result["explained_variance"], 1 - self.result["fvu_columns"]
         self.explained = of_rows if self.model.layout.kind == "image" else of_columns
         self.verdict = words.verdict(
-            {**self.result, "explained_variance": self.explained}, logistic="logits" in run.model.activation.gives
+            {**self.result, "explained_variance": self.explained}, self.gallery.kind, self.model.latent_shape[1:]
         )
         self.warnings = words.warnings(run, source, gathered, self.result)
         self.records = run.history()
         self.is_image = self.model.layout.kind == "image"
-        self.logistic = "logits" in self.model.activation.gives
 
     # ------------------------------------------------------------------------------------- at a glance
 
     @property
     def subtitle(self) -> str:
         l0 = self.result["l0"]
-        if self.logistic and l0 < 0.5:
+        if self.gallery.normal:
+            return f"{self.gallery.n_varying:,} of them vary from row to row"
+        if self.gallery.logistic and l0 < 0.5:
             return f"mean activation {charts.short(self.result['mean_activation'])}"
-        return f"about {words.per_row(l0)} fire per row"
+        return f"about {words.per_row(l0)}{' places' if self.gallery.are_maps else ''} fire per row"
 
     @property
     def rows_read(self) -> str:
@@ -121,24 +91,34 @@ class Page:
     @property
     def glance(self) -> list[tuple[str, str, str]]:
         """(number, what it is, what it means)."""
-        l0, n_latents = self.result["l0"], self.result["n_latents"]
         over = "" if self.model.layout.kind == "image" else "Each column by itself, averaged; "
         scale = f"{over}100% would be perfect, the mean alone gives 0%"
-        numbers = [(words.percent(self.explained), "of the variance explained", scale)]
-        if self.logistic:
-            rho = next((term["rho"] for term in self.run.provenance.get("objective") or [] if "rho" in term), None)
-            meaning = "of a unit, over all rows" + (f"; the target is {rho:g}" if rho else "")
-            numbers.append((charts.short(self.result["mean_activation"]), "mean activation", meaning))
-            numbers.append((words.per_row(l0), "units above ½ per row", f"of {n_latents:,}; above ½ counts as firing"))
-        else:
-            dead = words.percent(self.n_silent / n_latents)
-            share = words.percent(l0 / n_latents)
-            numbers.append((words.per_row(l0), "features fire per row", f"{share} of all {n_latents:,}"))
-            silent = f"{dead} of all {n_latents:,}, on the rows read"
-            numbers.append((f"{self.n_silent:,}", "features never fired", silent))
+        numbers = [(words.percent(self.explained), "of the variance explained", scale), *self._of_latents()]
         if self.seconds is not None:
             numbers.append((duration(self.seconds), "of training", words.count(self.steps or 0, "step")))
         return numbers
+
+    def _of_latents(self) -> Iterator[tuple[str, str, str]]:
+        l0, n_latents, *grid = self.result["l0"], *self.model.latent_shape
+        what, n_places = ("place", math.prod(self.model.latent_shape)) if grid else ("feature", n_latents)
+        all_of_them = f"{n_places:,}" + (f": {n_latents:,} maps of {words.by(grid)}" if grid else "")
+        if self.gallery.normal:
+            yield (
+                f"{self.gallery.n_varying:,}",
+                "latents vary",
+                f"of {n_latents:,}, by more than {words.STILL} over the rows",
+            )
+        elif self.gallery.logistic:
+            rho = next((term["rho"] for term in self.run.provenance.get("objective") or [] if "rho" in term), None)
+            meaning = "of a unit, over all rows" + (f"; the target is {rho:g}" if rho else "")
+            yield charts.short(self.result["mean_activation"]), "mean activation", meaning
+            above = f"{'units' if not grid else 'places'} above ½ per row"
+            yield words.per_row(l0), above, f"of {all_of_them}; above ½ counts as firing"
+        else:
+            yield words.per_row(l0), f"{what}s fire per row", f"{words.percent(l0 / n_places)} of all {all_of_them}"
+            n_silent = self.gallery.n_silent
+            silent = f"{words.percent(n_silent / n_latents)} of all {n_latents:,}, on the rows read"
+            yield f"{n_silent:,}", "features never fired", silent
 
     @property
     def seconds(self) -> float | None:
@@ -149,86 +129,12 @@ class Page:
         steps = self.run.provenance.get("steps")
         return steps if isinstance(steps, int) else None
 
-    # ----------------------------------------------------------------------------------------- features
-
-    @cached_property
-    def vectors(self) -> Tensor | None:
-        """(L, D) what is drawn of each feature; None where the network has no such weights.
-
-        Of logistic units, what each responds to, as in the textbook; else what a feature writes.
-        """
-        try:
-            vectors = plot.feature_vectors(self.model, self.weights)
-        except ValueError:
-            return None
-        width = math.prod(self.model.layout.shape) if self.is_image else vectors.shape[1]
-        return vectors if vectors.shape[1] == width else None
+    # ----------------------------------------------------------------------------------------- pictures
 
     @property
-    def weights(self) -> plot.Weights:
-        return "encoder" if self.logistic else "decoder"
-
-    @cached_property
-    def features(self) -> list[Feature]:
-        """The gallery, the most used first: pictures of images, strongest columns of a table."""
-        if self.vectors is None:
-            return []
-        shown = self._shown()
-        pictures = plot.filter_tiles(self.vectors[shown], self.model.layout, self.weights) if self.is_image else None
-        highest = max(float(self.gathered.evaluation.density.max()), 1e-12)
-        return [
-            Feature(
-                number=j,
-                rate=float(self.gathered.evaluation.density[j]),
-                largest=float(self.gathered.evaluation.largest[j]),
-                share=float(self.gathered.evaluation.density[j]) / highest,
-                picture=None if pictures is None else pictures[i],
-                columns=() if self.is_image else self._columns(self.vectors[j]),
-            )
-            for i, j in enumerate(shown)
-        ]
-
-    def _columns(self, vector: Tensor) -> tuple[tuple[str, str, float], ...]:
-        strongest = plot.strongest_columns(vector, self.model.layout, MAX_COLUMNS)
-        if not strongest:
-            return ()
-        largest = abs(strongest[0][1])
-        digits = max(0, 1 - math.floor(math.log10(largest)))  # the same for all, so that points align
-        return tuple(
-            (name, f"{value:+,.{digits}f}".replace("-", "−"), value / largest)
-            for name, value in strongest
-            if abs(value) >= LEAST_SHARE * largest
-        )
-
-    def _shown(self) -> list[int]:
-        """Numbers of the features in the gallery. Every logistic unit counts as used: one below 1/2 may be telling."""
-        n_used = len(self.gathered.order) if self.logistic else int((self.gathered.evaluation.fired > 0).sum())
-        if not self.is_image:
-            return self.gathered.order[:MAX_CARDS].tolist()
-        return self.gathered.order[: min(MAX_FILTERS, n_used + MAX_SILENT)].tolist()
-
-    @property
-    def n_silent(self) -> int:
-        return 0 if self.logistic else int((self.gathered.evaluation.fired == 0).sum())
-
-    @property
-    def used(self) -> list[Feature]:
-        return [f for f in self.features if f.rate > 0 or self.logistic]
-
-    @property
-    def silent(self) -> list[Feature]:
-        return [f for f in self.features if f.rate == 0 and not self.logistic]
-
-    @property
-    def few(self) -> bool:
-        return len(self.features) <= FEW_FEATURES
-
-    def tile_size(self, about: int = TILE) -> tuple[int, int]:
-        """(width, height) in CSS pixels of a picture: a whole multiple of it when it is small, else ``about``."""
-        h, w = self.model.layout.shape[-2:]
-        longest = max(h, w)
-        zoom = max(1, round(about / longest)) if longest <= about else about / longest
-        return max(1, round(w * zoom)), max(1, round(h * zoom))
+    def tile_size(self) -> tuple[int, int]:
+        """(width, height) in CSS pixels of a row's picture."""
+        return tile_size(self.model.layout)
 
     def png(self, picture: npt.NDArray[np.float64]) -> str:
         """(h, w) or (h, w, 3), 0 to 1 -> a data URI."""
@@ -237,7 +143,7 @@ class Page:
     @cached_property
     def _max_side(self) -> int:
         """Pixels; the longer side of every picture is at most this."""
-        n_pictures = len(self.features) + len(self.gathered.top) * (1 + N_TOP) + 2 * len(self.gathered.pairs)
+        n_pictures = len(self.gallery.features) + len(self.gathered.top) * (1 + N_TOP) + 2 * len(self.gathered.pairs)
         channels = 3 if len(self.model.layout.shape) == 3 and self.model.layout.shape[0] in (3, 4) else 1
         return max(16, math.isqrt(PIXEL_BYTES // (n_pictures * channels)))
 
@@ -294,7 +200,7 @@ class Page:
     @cached_property
     def exciting(self) -> list[dict[str, Any]]:
         """The most used features, each with the rows on which it fires most."""
-        named = {f.number: f for f in self.features}
+        named = {f.number: f for f in self.gallery.features}
         groups = []
         for j, top in self.gathered.top.items():
             rows = [(value, self.gathered.examples[position]) for value, position in top]
@@ -303,19 +209,11 @@ class Page:
                     {
                         "number": j,
                         "feature": named.get(j),
-                        "rate": float(self.gathered.evaluation.density[j]),
-                        "largest": rows[0][0],
-                        "rows": self._example_pictures(rows) if self.is_image else self._example_columns(rows[:4]),
+                        "how_often": self.gallery.how_often(j),
+                        "rows": self.gallery.examples(j, rows) if self.is_image else self._example_columns(rows[:4]),
                     }
                 )
         return groups
-
-    def _example_pictures(self, rows: list[tuple[float, Example]]) -> list[dict[str, Any]]:
-        pictures = plot.tiles(torch.stack([e.x for _, e in rows]), self.model.layout)
-        return [
-            {"row": e.row, "value": value, "picture": picture}
-            for (value, e), picture in zip(rows, pictures, strict=True)
-        ]
 
     def _example_columns(self, rows: list[tuple[float, Example]]) -> list[dict[str, Any]]:
         """Each row by the columns in which it is most unusual: (name, value, standard deviations)."""
@@ -332,8 +230,9 @@ class Page:
 
     @property
     def curves(self) -> list[charts.Chart]:
-        shown = [name for name in CURVES if not (self.logistic and name == "dead")]
-        drawn = (charts.curve_chart(self.records, name, CURVES[name]) for name in shown)
+        titles = {**CURVES, "l0": "Places firing per row"} if self.gallery.are_maps else CURVES
+        shown = [name for name in titles if not (self.gallery.logistic and name == "dead")]
+        drawn = (charts.curve_chart(self.records, name, titles[name]) for name in shown)
         return [chart for chart in drawn if chart is not None]
 
     @property

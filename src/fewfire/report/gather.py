@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fewfire import metrics
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Source
 from fewfire.evaluation import Evaluation
 
-__all__ = ["Example", "Gathered", "gather"]
+__all__ = ["Example", "Gathered", "Kind", "gather", "kind_of"]
+
+Kind: TypeAlias = Literal["sparse", "logistic", "normal"]
 
 MAX_ROWS = 5_000
 MAX_LATENTS_AT_ONCE = 1 << 22
@@ -36,6 +40,8 @@ class Example:
     recon: Tensor
     """(D_out,) what came out, flat"""
     n_firing: int
+    peaks: Tensor
+    """(L,) the place at which each feature map is highest, counted along its rows; 0 where latents are a vector"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Gathered:
     """What two passes over the rows found."""
 
     evaluation: Evaluation
+    spread: Tensor
+    """(L,) standard deviation of each latent over the rows; of a feature map, of its highest place"""
     order: Tensor
     """(L,) feature numbers, the most used first"""
     top: dict[int, list[tuple[float, int]]]
@@ -66,19 +74,29 @@ def gather(model: Autoencoder, source: Source) -> Gathered:
     n_latents = model.latent_shape[0]
     best = torch.full((n_latents, N_TOP), -math.inf)
     where = torch.zeros((n_latents, N_TOP), dtype=torch.int64)
+    moments = metrics.Moments()
     for position, batch in _first_rows(model, source):
         evaluation.update(batch.x_in, batch.x)
         height = _height(model.encode(batch.x_in))
+        moments.update(height)
         here = torch.arange(position, position + len(height)).expand(n_latents, -1)
         best, chosen = torch.cat([best, height.T.float()], dim=1).topk(N_TOP, dim=1)
         where = torch.cat([where, here], dim=1).gather(1, chosen)
     if evaluation.n_rows == 0:
         raise ValueError("expected rows to report on; the data gave none")
-    order = _by_use(evaluation.density, evaluation.largest)
+    spread = moments.variance.sqrt()
+    order = _by_use(evaluation.density, spread if kind_of(model) == "normal" else evaluation.largest)
     top = {j: _firing(best[j], where[j]) for j in order[:N_FEATURES_WITH_EXAMPLES].tolist()}
     pairs = sorted({round(i) for i in torch.linspace(0, evaluation.n_rows - 1, N_PAIRS).tolist()})
     wanted = {*pairs, *(position for rows in top.values() for _, position in rows)}
-    return Gathered(evaluation, order, top, pairs, _fetch(model, source, wanted))
+    return Gathered(evaluation, spread, order, top, pairs, _fetch(model, source, wanted))
+
+
+def kind_of(model: Autoencoder) -> Kind:
+    """How one speaks of its latents: sparse ones fire or are silent, logistic ones are high or low, normal ones vary."""
+    if "mean_logvar" in model.gives:
+        return "normal"
+    return "logistic" if "logits" in model.gives else "sparse"
 
 
 def _first_rows(model: Autoencoder, source: Source) -> Iterator[tuple[int, Batch]]:
@@ -98,10 +116,10 @@ def _height(latents: Tensor) -> Tensor:
     return (latents.flatten(2).amax(2) if latents.ndim > 2 else latents).cpu()
 
 
-def _by_use(density: Tensor, largest: Tensor) -> Tensor:
-    """Feature numbers by firing rate, then by highest activation, which still ranks logistic units below 1/2."""
-    by_height = largest.argsort(descending=True, stable=True)
-    return by_height[density[by_height].argsort(descending=True, stable=True)]
+def _by_use(density: Tensor, otherwise: Tensor) -> Tensor:
+    """Feature numbers by firing rate, then by what ranks those that fire equally often: all, or logistic below 1/2."""
+    by_other = otherwise.argsort(descending=True, stable=True)
+    return by_other[density[by_other].argsort(descending=True, stable=True)]
 
 
 def _firing(values: Tensor, positions: Tensor) -> list[tuple[float, int]]:
@@ -120,10 +138,11 @@ def _fetch(model: Autoencoder, source: Source, wanted: set[int]) -> dict[int, Ex
             latents = model.encode(x_in)
             recon = model.decode(latents, like=x_in if x_in.shape == x.shape else None)
             firing = model.activation.active(latents).flatten(1).sum(1)
+            peaks = latents.flatten(2).argmax(2) if latents.ndim > 2 else torch.zeros_like(latents, dtype=torch.int64)
             for i, place in enumerate(inside):
                 row, n_firing = int(batch.rows[place]), int(firing[i])
                 shown = [part[i].flatten().double().cpu() for part in (x_in, x, recon)]
-                examples[first + place] = Example(row, shown[0], shown[1], shown[2], n_firing)
+                examples[first + place] = Example(row, shown[0], shown[1], shown[2], n_firing, peaks[i].cpu())
         if first + len(batch.rows) > max(wanted):
             break
     return examples

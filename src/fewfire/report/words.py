@@ -10,12 +10,14 @@ from typing import Any
 
 from fewfire.contracts import Source
 from fewfire.report.charts import short
-from fewfire.report.gather import Gathered
+from fewfire.report.gather import Gathered, Kind, kind_of
 from fewfire.runs import Run
 from fewfire.terms import Term
 
 __all__ = ["count", "percent", "title", "verdict", "warnings"]
 
+STILL = 0.1
+"""standard deviation below which a normal latent says nothing (Burda et al. 2016, 5.2: a variance of .01)"""
 ROWS_OF = {"patches": "image patches", "digits": "handwritten digits"}
 """what people call the rows of the built-in data"""
 
@@ -51,15 +53,20 @@ def title(run: Run, source: Source) -> str:
     """What was trained on what: "256 features of 50,000 image patches"."""
     name = data_name(run, source)
     rows = run.provenance.get("rows") or source.n_rows
-    features = count(run.model.latent_shape[0], "feature")
+    features = count(run.model.latent_shape[0], "feature" if len(run.model.latent_shape) == 1 else "feature map")
     if name in ROWS_OF:
         return f"{features} of {rows:,} {ROWS_OF[name]}" if rows else f"{features} of {ROWS_OF[name]}"
     noun = "image" if run.model.layout.kind == "image" else "row"
     return f"{features} of {count(rows, noun)} of {name}" if rows else f"{features} of {name}"
 
 
-def verdict(result: Mapping[str, float], *, logistic: bool) -> str:
-    """What came out, in a plain sentence or two."""
+def by(sides: Sequence[int]) -> str:
+    """(7, 9) -> "7 × 9"."""
+    return " × ".join(map(str, sides))
+
+
+def verdict(result: Mapping[str, float], kind: Kind = "sparse", grid: Sequence[int] = ()) -> str:
+    """What came out, in a plain sentence or two. ``grid``: sides of a feature map."""
     explained, l0, n_latents = result["explained_variance"], result["l0"], result["n_latents"]
     if explained >= 0.9:
         quality = "The features describe the rows faithfully"
@@ -72,13 +79,17 @@ def verdict(result: Mapping[str, float], *, logistic: bool) -> str:
     else:
         return "The reconstructions are worse than the mean of the rows: this model has not learned them."
     sentence = f"{quality}: {percent(explained)} of the variance is explained"
-    if logistic and l0 < 0.5:
+    if kind == "normal":
+        return f"{sentence} by {count(n_latents, 'normal latent')}."
+    if kind == "logistic" and l0 < 0.5:
         return f"{sentence}, with a mean activation of {short(result['mean_activation'])}."
     if l0 == 0:
         return f"{sentence}, though no feature fires on any row."
-    share = l0 / n_latents
+    share = l0 / (n_latents * math.prod(grid))
     manner = "sparsely" if share <= 1 / 8 else "rather densely" if share <= 1 / 2 else "densely"
     which = f"{per_row(l0)} of {count(n_latents, 'feature')}"
+    if grid:
+        which = f"{count(round(l0), 'place')} in {count(n_latents, 'feature map')} of {by(grid)}"
     return f"{sentence}, {manner}, with {which} firing on an average row."
 
 
@@ -88,7 +99,8 @@ def warnings(run: Run, source: Source, gathered: Gathered, result: Mapping[str, 
         *_other_data(run, source),
         *_penalties(run, result),
         *_silent(run, gathered, result),
-        *_always_on(gathered),
+        *_always_on(run, gathered),
+        *_still(run, gathered),
         *_overfitted(run.history()),
     ]
 
@@ -128,19 +140,32 @@ def _silent(run: Run, gathered: Gathered, result: Mapping[str, float]) -> Iterat
             f"activation is {mean}: a small sparsity target keeps units low, and low units can tell rows apart too."
         )
     elif dead > 0.05 * n_latents:
+        linear = "linear_decoder" in run.model.gives
+        revival = "revive them with auxk" if linear else "keep them alive with activation wta"
         yield (
             f"{dead:,} of {count(n_latents, 'feature')} ({percent(dead / n_latents)}) never fired on these {rows}. "
-            "Some may be rare; the rest are unused: train longer, revive them with auxk, or ask for fewer latents."
+            f"Some may be rare; the rest are unused: train longer, {revival}, or ask for fewer latents."
         )
 
 
-def _always_on(gathered: Gathered) -> Iterator[str]:
+def _always_on(run: Run, gathered: Gathered) -> Iterator[str]:
+    if kind_of(run.model) == "normal" or len(run.model.latent_shape) > 1:  # of a map, the place says something
+        return
     rates = gathered.evaluation.density
     always = int((rates > 0.9).sum())
     if always > max(1, 0.05 * len(rates)):
         yield (
             f"{count(always, 'feature fires', 'features fire')} on more than 90% of the rows: they say little about "
             "any one row. More sparsity, or preprocessing that removes the mean, sets them free."
+        )
+
+
+def _still(run: Run, gathered: Gathered) -> Iterator[str]:
+    still = int((gathered.spread <= STILL).sum())
+    if kind_of(run.model) == "normal" and still:
+        yield (
+            f"{still:,} of {count(len(gathered.spread), 'normal latent')} hardly vary from row to row, and say nothing: "
+            "lower the weight of gaussian_kl, raise it slowly by a schedule, or give it free_bits."
         )
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewfire.activations import Activation
-from fewfire.contracts import Named
+from fewfire.contracts import Named, did_you_mean
 from fewfire.corruptions import Corruption
+from fewfire.disk import one_line
 from fewfire.networks import Network
 from fewfire.preprocess import Preprocess
+from fewfire.runs.plain_yaml import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from fewfire.terms import Term
 from fewfire.trainer import TrainConfig
 
 __all__ = ["DataConfig", "ModelConfig", "RunConfig", "load_config", "schema"]
 
-MAX_CONFIG_BYTES = 1 << 20
+MAX_WHOLE = 2**53
+"""Whole numbers beyond are not exact everywhere, and no setting needs one."""
 
 Spec = str | dict[str, Any]
 """A member of a family: its name, or its name with settings."""
@@ -61,6 +63,41 @@ class RunConfig(_Section):
     corruption: Spec | None = Field(None, description="{name: gaussian, level: 0.3}: trains a denoiser")
     train: TrainConfig = Field(default_factory=TrainConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_as_given(cls, raw: Any) -> Any:
+        """Before pydantic makes numbers of what are none: a switch in place of a number is a slip."""
+        _check_numbers(raw)
+        train = raw.get("train") if isinstance(raw, Mapping) else None
+        for name, value in train.items() if isinstance(train, Mapping) else ():
+            field = TrainConfig.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(f"train.{name}: expected no switch; got {str(value).lower()}")
+        return raw
+
+    @model_validator(mode="after")
+    def _numbers_as_taken(self) -> Self:
+        """Also of sections that were made before and handed over."""
+        _check_numbers(self.model_dump())
+        return self
+
+
+def _check_numbers(settings: Any) -> None:
+    for where, value in _leaves(settings, ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where}: expected a finite number; got {value}")
+        if isinstance(value, int) and abs(value) > MAX_WHOLE:
+            raise ValueError(f"{where}: expected a whole number of at most 2**53; got {one_line(value, 40)}")
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted place."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(inner, f"{where}.{key}" if where else str(key))
+    else:
+        yield where, value
+
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a RunConfig; under "members", what may be named in it and the settings each takes."""
@@ -86,38 +123,42 @@ def load_config(file: str | Path | None = None, settings: Sequence[str] = (), **
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is not YAML, a setting is not ``key=value``, or (pydantic's ValidationError) a key is unknown or a
-        value not of its kind.
+        The file is not YAML (as `plain_yaml` reads it), a setting is not ``key=value``, a key is unknown or a value not
+        of its kind. One line, with what may have been meant.
     """
     raw = _read_yaml(Path(file)) if file is not None else {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise ValueError(f"expected --set key=value, such as train.steps=500; got {setting!r}")
+        if not equals or not key or key.count(".") >= MAX_DEPTH:
+            raise ValueError(f"expected --set key=value, such as train.steps=500; got {one_line(setting, 60)!r}")
+        what = f"--set {one_line(setting, 80)}"
         try:
-            value = _parse_yaml(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
-        raw = _with(raw, key.split("."), value, RunConfig().model_dump(), f"--set {setting}")
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise ValueError(f"{what}: the value is not YAML: {error}") from None
+        raw = _with(raw, key.split("."), value, RunConfig().model_dump(), what)
     for name, value in data.items():
         raw = _with(raw, ["data", name], value, RunConfig().model_dump(), f"data.{name}={value}")
-    return RunConfig.model_validate(raw)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everywhere else; YAML 1.1 wants 1.0e-3 and reads the other as text."""
-
-
-_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def _parse_yaml(text: str) -> Any:
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        sentence = _sentence(error)
+        raise ValueError(sentence if file is None or settings else f"{file}: {sentence}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first of the complaints, in our words."""
+    first = error.errors(include_url=False)[0]
+    where = one_line(".".join(map(str, first["loc"])), 80)
+    if first["type"] != "extra_forbidden":
+        message = one_line(first["msg"].removeprefix("Value error, "))
+        return f"{where}: {message}; got {one_line(repr(first['input']), 80)}" if where else message
+    *sections, name = map(str, first["loc"])
+    fields: Mapping[str, Any] = RunConfig.model_fields
+    for section in sections:
+        fields = fields[section].annotation.model_fields
+    hint = did_you_mean(name, fields)
+    return f"no setting {where!r}; `fewfire config` prints what there is{hint}"
 
 
 def _with(section: Any, keys: Sequence[str], value: Any, default: Any, setting: str) -> Any:
@@ -130,8 +171,8 @@ def _with(section: Any, keys: Sequence[str], value: Any, default: Any, setting: 
         return value
     key, *rest = keys
     if isinstance(section, list):
-        if not key.isdecimal() or int(key) >= len(section):
-            raise ValueError(f"{setting}: expected a number below {len(section)} where it says {key!r}")
+        if not key.isdecimal() or len(key) > 6 or int(key) >= len(section):
+            raise ValueError(f"{setting}: expected a number below {len(section)} where it says {one_line(key, 40)!r}")
         changed = _with(section[int(key)], rest, value, None, setting)
         return [changed if i == int(key) else item for i, item in enumerate(section)]
     if section is None:
@@ -139,7 +180,7 @@ def _with(section: Any, keys: Sequence[str], value: Any, default: Any, setting: 
     if isinstance(section, str) and not isinstance(default, dict):
         section = {"name": section}
     if not isinstance(section, dict):
-        raise ValueError(f"{setting}: there is no {key!r} in {section!r}")
+        raise ValueError(f"{setting}: there is no {one_line(key, 40)!r} in {one_line(repr(section), 60)}")
     below = default.get(key) if isinstance(default, dict) else None
     return {**section, key: _with(section.get(key), rest, value, below, setting)}
 
@@ -147,12 +188,17 @@ def _with(section: Any, keys: Sequence[str], value: Any, default: Any, setting: 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}; expected a YAML file (fewfire config prints what it may hold)")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"expected a config of at most 1 MiB; {path} has {path.stat().st_size:,} bytes")
+    with path.open("rb") as file:
+        data = file.read(MAX_CHARACTERS + 1)
+    if len(data) > MAX_CHARACTERS:
+        raise ValueError(f"expected a config of at most {MAX_CHARACTERS >> 10} KiB; {path} is larger")
     try:
-        raw = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raw = parse_yaml(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} is not YAML: line {line} is not UTF-8; save it as UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
     if raw is not None and not isinstance(raw, dict):
         raise ValueError(f"expected sections (data, model, objective, train) in {path}; got a {type(raw).__name__}")
     return raw or {}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fewfire import files
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
-from fewfire.disk import atomic_write
+from fewfire.disk import LOCK, atomic_write, is_temporary, locked, sweep
 from fewfire.runs.building import make_trainer, open_like, provenance, resolved
 from fewfire.runs.config import DataConfig, RunConfig, load_config
-from fewfire.sources import open_source
+from fewfire.runs.plain_yaml import dump_yaml
+from fewfire.sources import KINDS, open_source
 from fewfire.tracking import read_metrics
 
 __all__ = ["Run", "make_trainer", "open_run", "train"]
@@ -43,14 +44,32 @@ class Run:
         Raises
         ------
         ValueError
-            Nothing was given, and the run does not know its data.
+            Nothing was given, and the run does not know its data, or they are no longer what it was trained on: a
+            configuration from somebody else may name any file of this machine.
+
+        Warns
+        -----
+        UserWarning
+            The data that the run was trained on are no longer what they were, and were named again.
         """
         own = DataConfig() if self.config is None else self.config.data
-        if own.path is not None and (data is None or (isinstance(data, str) and data == own.path)):
-            return _open(own)
+        if own.path is not None and (data is None or _same_path(data, own.path)):
+            source = _open(own)
+            if self._has_changed(source):
+                complaint = f"{own.path} is not, or no longer, what {self.path} was trained on"
+                if data is None:
+                    raise ValueError(f"{complaint}; name the data to use them all the same")
+                warnings.warn(complaint, stacklevel=2)
+            return source
         if data is None:
             raise ValueError(f"{self.path} does not say what it was trained on; name the data")
         return open_like(self.model, own.options, data)
+
+    def _has_changed(self, source: Source) -> bool:
+        recorded = self.provenance.get("data_fingerprint")
+        if self.config is not None and self.config.train.validation_fraction:
+            source, _ = source.split(self.config.train.validation_fraction, self.config.train.seed)
+        return bool(recorded != source.fingerprint)
 
     def threshold(self, wanted: float | None = None) -> float:
         """The score above which a row is an anomaly: the one wanted, or what training rows rarely exceed.
@@ -90,52 +109,94 @@ def open_run(path: str | Path) -> Run:
 def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress: bool | None = None) -> Run:
     """Train and leave a run folder.
 
+    The configuration in it names the data by their absolute path, so that the run can be used from anywhere.
+
     Raises
     ------
     FileExistsError
         ``out`` holds something and ``resume`` was not asked for.
+    FolderInUseError
+        Somebody else is training into ``out``.
+    Interrupted
+        Ctrl-C or SIGTERM came; the message says how to go on.
     """
     out = Path(out)
-    if config.data.path is None:
+    given = config.data.path
+    if given is None:
         raise ValueError("nothing to train on: expected data.path, a file or a built-in name (digits, patches)")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; expected the name of a folder for the run")
-    if not resume and out.is_dir() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; choose another folder, or --resume to go on with the run in it")
+    if not resume:
+        _check_unused(out)
     trainer = make_trainer(config, _open(config.data), folder=out, progress=progress)
-    text = yaml.safe_dump(resolved(config, trainer).model_dump(mode="json"), sort_keys=False)
-    with _ready_for_another_try(out):
+    config = config.model_copy(update={"data": config.data.model_copy(update={"path": _absolute(given)})})
+    text = dump_yaml(resolved(config, trainer).model_dump(mode="json"))
+    with _writing(out, resume):
         if not _checkpoints(out):
             atomic_write(out / "config.yaml", text)
         trainer.fit(resume=resume)
-    atomic_write(out / "config.yaml", text)  # only now: had the resume been refused, the old one would still hold
-    files.save(trainer.model, out / "model", provenance=provenance(trainer, config.data.path))
+        atomic_write(out / "config.yaml", text)  # only now: had the resume been refused, the old one would still hold
+        sweep(out / "model")
+        files.save(trainer.model, out / "model", provenance=provenance(trainer, given))
     return open_run(out)
 
 
 @contextmanager
-def _ready_for_another_try(out: Path) -> Iterator[None]:
-    """Make the folder; if the work fails before its first checkpoint, leave things as they were found.
+def _writing(out: Path, resume: bool) -> Iterator[None]:
+    """Be the only writer; if the work fails before its first checkpoint, leave things as they were found.
 
     There is then nothing to go on from, and what was left would refuse the next try.
     """
     existed = out.is_dir()
-    was_empty = not existed or not any(out.iterdir())
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        with locked(out):
+            if not resume:
+                _check_unused(out)  # somebody else may have been quicker
+            was_unused = not any(_used(out))
+            try:
+                yield
+            except BaseException:
+                if was_unused and not _checkpoints(out):
+                    _clear(out)
+                raise
     except BaseException:
-        if was_empty and not _checkpoints(out):
-            for name in ("config.yaml", "metrics.jsonl"):
-                (out / name).unlink(missing_ok=True)
-            if not existed:
-                with suppress(OSError):
-                    out.rmdir()
+        if not existed:
+            with suppress(OSError):
+                out.rmdir()
         raise
 
 
+def _clear(out: Path) -> None:
+    with suppress(OSError):
+        for name in ("config.yaml", "metrics.jsonl"):
+            (out / name).unlink(missing_ok=True)
+        (out / "checkpoints").rmdir()
+
+
+def _check_unused(out: Path) -> None:
+    if any(_used(out)):
+        raise FileExistsError(f"{out} is not empty; choose another folder, or --resume to go on with the run in it")
+
+
+def _used(out: Path) -> Iterator[Path]:
+    """What is in the folder, but for what a killed run leaves."""
+    if out.is_dir():
+        yield from (path for path in out.iterdir() if path.name != LOCK and not is_temporary(path.name))
+
+
 def _checkpoints(out: Path) -> bool:
-    return (out / "checkpoints").is_dir()
+    return any((out / "checkpoints").glob("step-*"))
+
+
+def _same_path(data: Any, path: str) -> bool:
+    return isinstance(data, str) and _absolute(data) == _absolute(path)
+
+
+def _absolute(path: str) -> str:
+    """The path of a file or folder from the root; a built-in name, and what does not exist, as it is."""
+    if (path in KINDS and KINDS[path].accepts is None) or not Path(path).exists():
+        return path
+    return os.path.abspath(path)  # noqa: PTH100  # also without the ".." that Path.absolute keeps
 
 
 def _open(data: DataConfig) -> Source:

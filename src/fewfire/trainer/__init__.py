@@ -2,5 +2,6 @@
 
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.loop import SparsityWarning, Trainer, TrainingError
+from fewfire.trainer.signals import Interrupted
 
-__all__ = ["SparsityWarning", "TrainConfig", "Trainer", "TrainingError"]
+__all__ = ["Interrupted", "SparsityWarning", "TrainConfig", "Trainer", "TrainingError"]

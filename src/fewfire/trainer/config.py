@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fewfire.contracts import Optimizer
+from fewfire.trainer.schedules import arrival
 
 __all__ = ["TrainConfig"]
 
@@ -41,7 +42,8 @@ class TrainConfig(BaseModel):
     patience: int | None = Field(
         None,
         ge=1,
-        description="stop after so many validations without a better loss, and keep the best weights",
+        description="stop after so many validations without a better loss, and keep the best weights; losses are "
+        "compared once no schedule moves any more",
     )
     log_every: int | None = Field(None, ge=1, description="steps between lines of metrics.jsonl. None: a hundredth")
     dead_after: int | None = Field(
@@ -51,7 +53,9 @@ class TrainConfig(BaseModel):
     )
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="what to do with a step that is not finite")
     device: str = Field("auto", description="auto: the GPU if there is one")
-    threads: int | None = Field(None, ge=1, description="None: one for small steps, else as many as torch has")
+    threads: int | None = Field(
+        None, ge=1, description="None: one for small steps, else as many as torch has; resumed: as before"
+    )
     dtype: Literal["float32", "float64"] = Field("float32", description="of the parameters while training")
     engine: str = Field("auto", description="auto: the fastest that takes the job; autograd: the plain one")
     schedules: dict[str, list[tuple[float, float]]] = Field(
@@ -70,6 +74,12 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"the rate would rise and fall at once: expected lr_warmup + lr_decay of at most 1, got "
                 f"{self.lr_warmup:g} + {self.lr_decay:g}"
+            )
+        moving = [target for target, points in self.schedules.items() if points and arrival(points) == 1]
+        if self.patience is not None and moving:
+            raise ValueError(
+                f"patience would never act: the schedule of {moving[0]} moves to the very end, and losses under "
+                "changing values do not compare. Let it arrive earlier, or leave patience out"
             )
         for target, points in self.schedules.items():
             where = [fraction for fraction, _ in points]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,25 +17,28 @@ from fewfire import metrics, rng
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
-from fewfire.disk import ModelFileError
+from fewfire.disk import ModelFileError, locked
 from fewfire.engines import choose
-from fewfire.engines.autograd import labelled, objective
-from fewfire.evaluation import Evaluation
+from fewfire.engines.autograd import labelled
+from fewfire.evaluation import Evaluation, finite_rows
+from fewfire.rows import check_finite
 from fewfire.sources import open_source
 from fewfire.terms import MSE, Term
 from fewfire.tracking import MetricsLog
-from fewfire.trainer import checkpoint
+from fewfire.trainer import checkpoint, outcome
 from fewfire.trainer.config import TrainConfig
-from fewfire.trainer.progress import make_progress
-from fewfire.trainer.refusals import check_needs, check_range, check_shapes, differences, nonfinite_message
+from fewfire.trainer.progress import make_progress, say
+from fewfire.trainer.refusals import OR_SKIP, check_needs, check_range, check_shapes, nonfinite_message
+from fewfire.trainer.resuming import check_same, growth, identity, restore, snapshot
 from fewfire.trainer.schedules import Schedules
+from fewfire.trainer.signals import Interrupted, StopSignals, interruptible
 from fewfire.trainer.threads import threads, worthwhile_threads
+from fewfire.trainer.validation import Best, measure
 
 __all__ = ["SparsityWarning", "Trainer", "TrainingError"]
 
 SUMMARY_ROWS = 50_000
-FREE_TO_CHANGE = {"checkpoint_every", "log_every", "device", "engine"}
-"""Settings that may differ on resume: they do not touch the numbers."""
+NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
 
 class TrainingError(RuntimeError):
@@ -45,15 +47,6 @@ class TrainingError(RuntimeError):
 
 class SparsityWarning(UserWarning):
     """A penalty that should have made the latents sparse did not."""
-
-
-@dataclass
-class _Best:
-    """The best validation so far, for early stopping."""
-
-    loss: float = math.inf
-    misses: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Trainer:
@@ -76,7 +69,7 @@ class Trainer:
     corruption
         Applied to the preprocessed input; the target stays clean.
     folder
-        Where ``metrics.jsonl`` and ``checkpoints/`` go; None: nowhere.
+        Where ``metrics.jsonl`` and ``checkpoints/`` go; None: nowhere. One Trainer at a time writes there.
     validation
         Held-out rows. None: split off by ``config.validation_fraction``.
     progress
@@ -104,7 +97,12 @@ class Trainer:
         source = open_source(source)
         if validation is None and config.validation_fraction:
             source, validation = source.split(config.validation_fraction, config.seed)
-        self.config = config.resolve(source.n_rows)
+        config = config.resolve(source.n_rows)
+        self.batch_size, self.total_steps = cast(int, config.batch_size), cast(int, config.steps)
+        width = math.prod(model.input_shape)
+        self._threads_asked = config.threads
+        n_threads = config.threads or worthwhile_threads(self.batch_size, width, model.n_latents)
+        self.config = config.model_copy(update={"threads": n_threads})
         check_shapes(model, source)
         if validation is not None:
             check_shapes(model, validation)
@@ -125,7 +123,6 @@ class Trainer:
         self.progress = make_progress(progress)
         self.speaks = progress is not False
 
-        self.batch_size, self.total_steps = cast(int, self.config.batch_size), cast(int, self.config.steps)
         self.steps_per_epoch = math.ceil(source.n_rows / self.batch_size) if source.n_rows else None
         self.full_batch = self.steps_per_epoch == 1
         job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings())
@@ -140,10 +137,17 @@ class Trainer:
             dead_after=cast(int, self.config.dead_after),
         )
         self.skipped = 0
+        """steps that were not finite"""
+        self.seconds = 0.0
+        """spent in training, those before a resume included"""
         self.summary: dict[str, float] = {}
-        self._best = _Best()
-        self._seconds = 0.0
+        """what ``evaluate`` says at the end"""
+        self.best = Best()
+        self.validation_due = False
+        self._saved_at: int | None = None
+        self._given: Batch  # what the batch at work was in data space, for naming what is wrong with it
         self._log = MetricsLog(None)
+        self._stop = StopSignals()
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -161,41 +165,64 @@ class Trainer:
         TrainingError
             A step was not finite and ``config.on_nonfinite`` is "stop"; the message names the rows. Or it is
             "skip", and every step was.
+        Interrupted
+            Ctrl-C, SIGTERM or SIGHUP came: training stopped after a whole step, with a checkpoint if there is a
+            folder. A second signal ends it at once. It is a KeyboardInterrupt.
         ValueError
             Resumed with other settings or other data; the message names the difference.
         FileExistsError
             Not resumed, and ``folder`` holds the checkpoints of another run.
+        FolderInUseError
+            Another Trainer writes into ``folder``.
+        OSError
+            The disk refused, or has no room for two checkpoints. What was committed is whole.
         """
-        width = math.prod(self.model.input_shape)
-        with threads(self.config.threads or worthwhile_threads(self.batch_size, width, self.model.n_latents)):
-            self._start(resume)
-            self._train()
-            self._finish()
+        with ExitStack() as around:
+            if self.folder is not None:
+                around.enter_context(locked(self.folder))
+            around.enter_context(threads(cast(int, self.config.threads)))
+            around.enter_context(self._stop.heard())
+            try:
+                self._start(resume)
+                self._train()
+                self._finish()
+            except FileNotFoundError as error:
+                if self.folder is None or self.folder.is_dir():
+                    raise
+                raise TrainingError(f"{self.folder} vanished during training, with all that was saved in it") from error
+            self._stop.check("training is complete, and stopped before anything else was done")
         return self._log.history
 
     def _start(self, resume: bool) -> None:
         """Be where the newest checkpoint was, or at the beginning with preprocessors fitted."""
         resumed = resume and self._resume()
-        if not resumed:
-            if self.folder is not None and checkpoint.latest(self.folder / "checkpoints"):
+        if self.folder is not None:
+            if not resumed and checkpoint.latest(self.folder / "checkpoints"):
                 raise FileExistsError(
                     f"{self.folder} holds the checkpoints of a run; resume it, or choose another folder"
                 )
+            if not self._over():
+                checkpoint.check_room(self.folder / "checkpoints", *snapshot(self), growth(self))
+        if not resumed:
             self._fit_preprocess()
+            self._check_held_out()
         self._open_log(resumed)
 
     def _train(self) -> None:
-        started, samples_before = time.perf_counter() - self._seconds, self.state.samples
+        started, samples_before = time.perf_counter() - self.seconds, self.state.samples
         session = time.perf_counter()
         self.progress.start(self.total_steps, self.state.step)
         try:
+            if self.validation_due:  # a signal cut it short
+                self._validate_and_save()
+            self._leave_if_told()
             for batch in self._batches():
-                if self.state.step == 0:
-                    check_range(self.model, batch.x)
+                check_range(self.model, batch)
                 report = self._step(batch)
-                self._seconds = time.perf_counter() - started
+                self.seconds = time.perf_counter() - started
                 speed = (self.state.samples - samples_before) / max(time.perf_counter() - session, 1e-9)
                 self._after_step(batch, report, speed)
+                self._leave_if_told()
         finally:
             self.progress.stop()
         if self.skipped == self.state.step:
@@ -204,7 +231,8 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """Batches in model space from where the state stands to the end of training."""
         if self.full_batch and self.corruption is None:
-            whole = self._prepare(next(iter(self.source.batches(self.batch_size, shuffle=False))))
+            self._given = next(iter(self.source.batches(self.batch_size, shuffle=False)))
+            whole = self._prepare(self._given)
             while not self._over():
                 yield whole
             return
@@ -212,6 +240,7 @@ class Trainer:
             before = self.state.step
             epoch, start = divmod(self.state.step, self.steps_per_epoch or self.total_steps)
             for batch in self.source.batches(self.batch_size, seed=self.config.seed, epoch=epoch, start=start):
+                self._given = batch
                 yield self._prepare(batch, "corruption", self.state.step)
                 if self._over():
                     return
@@ -220,7 +249,7 @@ class Trainer:
 
     def _over(self) -> bool:
         """Whether training has come to its end, or, with patience, to nothing better for too long."""
-        tired = self.config.patience is not None and self._best.misses >= self.config.patience
+        tired = self.config.patience is not None and self.best.misses >= self.config.patience
         return tired or self.state.step >= self.total_steps
 
     def _prepare(self, batch: Batch, *noise: int | str) -> Batch:
@@ -246,7 +275,8 @@ class Trainer:
             state.since_fired[report.fired] = 0
             state.samples += len(batch.rows)
         elif self.config.on_nonfinite == "stop":
-            raise TrainingError(nonfinite_message(batch, report.bad_rows, state.step))
+            columns = self.source.layout.columns
+            raise TrainingError(nonfinite_message(self._given, batch, report.bad_rows, state.step, columns))
         else:
             self.skipped += 1
         state.step += 1
@@ -259,7 +289,12 @@ class Trainer:
     def _after_step(self, batch: Batch, report: StepReport, speed: float) -> None:
         if report.bad_rows is None and self._due(self.config.log_every):
             self._write_log(batch, report, speed)
-        if self.validation is not None and self._due(self.config.validate_every):
+        self.validation_due = self.validation is not None and self._due(self.config.validate_every)
+        self._validate_and_save()
+
+    def _validate_and_save(self) -> None:
+        """What is due after a step besides a line of the log. A checkpoint says if a validation is missing."""
+        if self.validation_due and self.validation is not None:
             self._validate(self.validation)
         if self._due(self.config.checkpoint_every):
             self.save_checkpoint()
@@ -272,91 +307,94 @@ class Trainer:
 
     def _fit_preprocess(self) -> None:
         """Fit what the model carries and was not fitted yet, on the training rows as they come."""
+        source = interruptible(self.source, self._stop, NOTHING_TRAINED)
 
         def inputs() -> Iterator[Tensor]:
-            return (b.x_in for b in self.source.batches(8192, shuffle=False))
+            return (self._usable(b.x_in, b, "the data") for b in source.batches(8192, shuffle=False))
 
         def targets() -> Iterator[Tensor]:
-            return (b.x for b in self.source.batches(8192, shuffle=False))
+            return (self._usable(b.x, b, "the target") for b in source.batches(8192, shuffle=False))
 
         for preprocess, stream in ((self.model.preprocess, inputs), (self.model.preprocess_out, targets)):
             if preprocess is not None and not preprocess.fitted:
                 preprocess.fit(stream)
         self.model.to(self.model.device)
 
+    def _check_held_out(self) -> None:
+        """Read the held-out rows once: a bad one would be found at the end of a long epoch, or of training."""
+        if self.validation is None:
+            return
+        source, n = interruptible(self.validation, self._stop, NOTHING_TRAINED), 0
+        for batch in source.batches(8192, shuffle=False):
+            self._usable(batch.x_in, batch, "what is held out")
+            self._usable(batch.x, batch, "the target of what is held out")
+            n += len(finite_rows(batch).rows)
+        if n == 0:
+            raise ValueError("every row that is held out holds NaN or infinity; hold out others")
+
+    def _usable(self, x: Tensor, batch: Batch, what: str) -> Tensor:
+        """The rows of ``x`` if they are finite; those that are, if the others are to be skipped."""
+        if self.config.on_nonfinite == "skip":
+            return x[torch.isfinite(x).flatten(1).all(1)]
+        try:
+            check_finite(x, what, batch.rows, self.source.layout.columns)
+        except ValueError as error:
+            raise ValueError(f"{error}{OR_SKIP}") from None
+        return x
+
     def _validate(self, source: Source) -> None:
-        """Objective and FVU on held-out rows, in model space, as at inference; with the same noise each time."""
-        total, error, moments = 0.0, 0.0, metrics.Moments()
-        with torch.no_grad():
-            for i, raw in enumerate(source.batches(4096, shuffle=False)):
-                batch = self._prepare(raw, "validation", i)
-                out = self.model(batch.x_in, batch.x)
-                total += float(objective(self.model, self.terms, out, None)[0]) * len(out.x)
-                error += float((out.recon.double() - out.x.double()).square().sum())
-                moments.update(out.x.flatten(1).cpu())
-        loss = total / moments.count
-        fvu = metrics.unexplained(error, moments.squared_deviation)
+        """Objective and FVU on held-out rows, with the same noise each time; or nothing, when a signal comes."""
+        source = interruptible(source, self._stop, "")
+        given = map(finite_rows, source.batches(4096, shuffle=False))
+        batches = (self._prepare(raw, "validation", i) for i, raw in enumerate(given) if len(raw.rows))
+        try:
+            loss, fvu = measure(self.model, self.terms, batches)
+        except Interrupted:
+            return
+        self.validation_due = False
         self._log.log(self.state.step, {"val_loss": loss, "val_fvu": fvu})
-        if loss < self._best.loss:
-            self._best.loss, self._best.misses = loss, 0
-            if self.config.patience:
-                self._best.weights = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
-        else:
-            self._best.misses += 1
+        if self.state.step >= self.schedules.settled_at(self.total_steps):
+            self.best.compare(loss, self.model, keep=self.config.patience is not None)
+
+    def _leave_if_told(self) -> None:
+        """Between two steps: if a signal came, commit a checkpoint and raise Interrupted."""
+        if self._stop.received is None:
+            return
+        done = f"stopped after step {self.state.step:,} of {self.total_steps:,}"
+        if self.folder is None:
+            self._stop.check(f"{done}; without a folder there is no checkpoint to go on from")
+        if self._saved_at != self.state.step:
+            self.save_checkpoint()
+        self._stop.check(f"{done}; --resume (or fit(resume=True)) goes on from {self._newest()}")
 
     def _finish(self) -> None:
         """Take the best weights if they were kept, then say what came out and whether the penalties worked."""
-        if self._best.weights:
-            self.model.load_state_dict(self._best.weights)
-        self.summary = Evaluation.over(
-            self.model,
-            self.validation or self.source,
-            max_rows=SUMMARY_ROWS,
-            skip_nonfinite=self.config.on_nonfinite == "skip",
-        ).result()
+        if self.best.weights:
+            self.model.load_state_dict(self.best.weights)
+        rest = f"; --resume (or fit(resume=True)) goes on from {self._newest()}" if self.folder else ""
+        source = interruptible(self.validation or self.source, self._stop, f"stopped before the summary{rest}")
+        # Rows that training did not come to may be bad in spite of on_nonfinite "stop"; the work is done all the same.
+        self.summary = Evaluation.over(self.model, source, max_rows=SUMMARY_ROWS, skip_nonfinite=True).result()
         if not (self._log.history and "summary" in self._log.history[-1]):  # a finished run was resumed
-            last = {"seconds": round(self._seconds, 3), "skipped": self.skipped, "summary": self.summary}
+            last = {"seconds": round(self.seconds, 3), "skipped": self.skipped, "summary": self.summary}
             self._log.log(self.state.step, last)
         self._log.finish()
         if self.speaks:
-            sys.stderr.write(self.describe() + "\n")
-        found = {**self.summary, "n_positions": math.prod(self.model.latent_shape)}
-        verdicts = [term.verdict(found) for term in self.terms.values()]
-        for verdict in (*verdicts, self._collapse()):
-            if verdict is not None:
-                warnings.warn(verdict, SparsityWarning, stacklevel=3)
-
-    def _collapse(self) -> str | None:
-        """A sentence when most of the dictionary came to nothing."""
-        dead = self.summary["dead_fraction"]
-        if not self.model.activation.exact_zeros or dead <= 0.5:
-            return None
-        return (
-            f"{dead:.0%} of the latents never fire; lower the learning rate (now {self.config.learning_rate:g}), "
-            "train longer, or ask for fewer latents"
-        )
+            say(self.describe())
+        for objection in self.objections():
+            warnings.warn(objection, SparsityWarning, stacklevel=3)
 
     def describe(self) -> str:
         """What training came to, in a sentence."""
-        s = self.summary
-        dead = round(s["dead_fraction"] * s["n_latents"])
-        skipped = f"; {self.skipped} steps were not finite and were skipped" if self.skipped else ""
-        fire, never = ("fire", "fire") if self.model.activation.exact_zeros else ("exceed one half", "do")
-        per_column = 1 - s["fvu_columns"]  # one column of large scale can hold nearly all of the variance
-        apart = abs(per_column - s["explained_variance"]) > 0.1
-        each = f" ({per_column:.1%} of an average column's)" if apart else ""
-        return (
-            f"{self.state.step:,} steps in {self._seconds:.1f} s: "
-            f"{s['explained_variance']:.1%} of variance explained{each}, "
-            f"mean activation {s['mean_activation']:.3g}, {s['l0']:.1f} of {s['n_latents']:,} latents {fire} per row, "
-            f"{dead} never {never}{skipped}"
-        )
+        return outcome.describe(self)
+
+    def objections(self) -> Iterator[str]:
+        """A sentence for whatever did not do its work; each becomes a SparsityWarning when training ends."""
+        return outcome.objections(self)
 
     # ------------------------------------------------------------------------------ log and checkpoints
 
     def _open_log(self, resumed: bool) -> None:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
         self._log = MetricsLog(self.folder, resume=resumed)
         if resumed:
             self._log.truncate_after(self.state.step)
@@ -383,8 +421,9 @@ class Trainer:
                 "samples": self.state.samples,
                 **values,
                 "dead": dead,
+                **({"skipped": self.skipped} if self.skipped else {}),
                 "lr": self.state.lr,
-                "seconds": round(self._seconds, 3),
+                "seconds": round(self.seconds, 3),
                 "rows_per_second": round(speed),
             },
         )
@@ -394,60 +433,28 @@ class Trainer:
         """Commit everything that resuming needs, if there is a folder to commit it to."""
         if self.folder is None:
             return
-        groups = {
-            "model": self.model.state_dict(),
-            "engine": self.engine.state_dict(),
-            "state": {"since_fired": self.state.since_fired},
-            "best": self._best.weights,
-        }
-        metadata = {
-            "step": self.state.step,
-            "samples": self.state.samples,
-            "seconds": self._seconds,
-            "skipped": self.skipped,
-            "best_loss": None if math.isinf(self._best.loss) else self._best.loss,
-            "misses": self._best.misses,
-            "run": self._identity(),
-        }
         self._log.sync()  # a checkpoint must not outlive the records that lead to it
-        checkpoint.save(self.folder / "checkpoints", self.state.step, groups, metadata)
+        checkpoint.save(self.folder / "checkpoints", self.state.step, *snapshot(self))
+        self._saved_at = self.state.step
 
-    def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the one it resumes."""
-        model = self.model.config()
-        return {
-            "train": self.config.model_dump(mode="json", exclude=FREE_TO_CHANGE),
-            "model": {**model, "activation": self._unscheduled("activation", model["activation"])},
-            "terms": [self._unscheduled(label, term.config()) for label, term in self.terms.items()],
-            "corruption": self.corruption.config() if self.corruption else None,
-            "data": self.source.fingerprint,
-        }
-
-    def _unscheduled(self, label: str, config: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in config.items() if f"{label}.{k}" not in self.config.schedules}
+    def _newest(self) -> Path | None:
+        return checkpoint.latest(self.folder / "checkpoints") if self.folder is not None else None
 
     def _resume(self) -> bool:
         """Load the newest checkpoint; False when there is none."""
-        newest = checkpoint.latest(self.folder / "checkpoints") if self.folder else None
+        newest = self._newest()
         if newest is None:
             return False
         try:
             groups, metadata = checkpoint.load(newest)
         except ModelFileError as error:
             raise ModelFileError(f"{error}; without this file --resume goes on from the one before") from None
-        found = list(differences(metadata["run"], self._identity()))
-        if found:
-            raise ValueError(
-                f"cannot resume from {newest}: {'; '.join(found[:4])}. "
-                "Train with the settings and data it was started with, or into another folder"
-            )
-        self.model.load_state_dict(groups["model"])
-        self.engine.load_state_dict(groups.get("engine", {}))
-        self.state.since_fired.copy_(groups["state"]["since_fired"])
-        self.state.step, self.state.samples = metadata["step"], metadata["samples"]
-        best = metadata["best_loss"]
-        self._best = _Best(math.inf if best is None else best, metadata["misses"], groups.get("best", {}))
-        self._seconds, self.skipped = metadata["seconds"], metadata["skipped"]
+        check_same(newest, metadata["run"], identity(self))
+        checkpoint.tidy(newest.parent)
+        restore(self, groups, metadata)
+        self._saved_at = self.state.step
+        if self._threads_asked is None and metadata["threads"]:  # sums may round differently on another number
+            torch.set_num_threads(metadata["threads"])
         if self.state.step:  # the run may be over: leave the values of its last step
             self._apply_schedules(self.state.step - 1)
         return True

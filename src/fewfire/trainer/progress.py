@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
+from contextlib import suppress
+from typing import Any, Protocol, TextIO, cast
 
-__all__ = ["LineProgress", "Progress", "Silent", "TerminalProgress", "make_progress"]
+__all__ = ["LineProgress", "Progress", "Silent", "TerminalProgress", "make_progress", "say"]
 
 FIELDS = ("loss", "fvu", "l0")
 
@@ -17,6 +18,32 @@ class Progress(Protocol):
     def start(self, total: int, done: int) -> None: ...
     def advance(self, done: int, rows_per_second: float, values: dict[str, float]) -> None: ...
     def stop(self) -> None: ...
+
+
+class _Listening:
+    """Standard error. A terminal that is gone, or a pipe that nobody reads, must not end hours of work."""
+
+    def __init__(self) -> None:
+        self.file = sys.stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self.file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.file.flush()
+
+
+def say(line: str) -> None:
+    """A line on standard error, if anybody listens."""
+    listening = _Listening()
+    listening.write(line + "\n")
+    listening.flush()
 
 
 def make_progress(wanted: bool | None) -> Progress:
@@ -50,8 +77,7 @@ class LineProgress:
             return
         self.shown = now
         numbers = "  ".join(f"{k} {values[k]:.4g}" for k in FIELDS if k in values)
-        sys.stderr.write(f"step {done}/{self.total}  {numbers}  {rows_per_second:,.0f} rows/s\n")
-        sys.stderr.flush()
+        say(f"step {done}/{self.total}  {numbers}  {rows_per_second:,.0f} rows/s")
 
     def stop(self) -> None: ...
 
@@ -70,7 +96,7 @@ class TerminalProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(file=cast(TextIO, _Listening())),
         )
         self.task = self.bar.add_task("train", total=total, completed=done, numbers="")
         self.bar.start()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +12,14 @@ from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Source
 from fewfire.networks import Network
+from fewfire.rows import check_finite
 from fewfire.terms import Term
 
-__all__ = ["check_needs", "check_range", "check_shapes", "differences", "nonfinite_message"]
+__all__ = ["OR_SKIP", "check_needs", "check_range", "check_shapes", "nonfinite_message"]
+
+ROUNDING = 1e-3
+"""how far a value may lie outside a range that it was scaled to: a product rounds by the shape of its batch"""
+OR_SKIP = ", or set on_nonfinite to 'skip'"
 
 
 def check_shapes(model: Autoencoder, source: Source) -> None:
@@ -26,13 +31,20 @@ def check_shapes(model: Autoencoder, source: Source) -> None:
             raise ValueError(f"expected {what} of shape {tuple(wanted)}, as the model's; the data's are {tuple(came)}")
 
 
-def check_range(model: Autoencoder, x: Tensor) -> None:
-    """A logistic output cannot leave (0, 1); trained on anything else it fails without a word."""
-    low, high = float(x.min()), float(x.max())
-    if model.network.output == "sigmoid" and (low < 0 or high > 1):
+def check_range(model: Autoencoder, batch: Batch) -> None:
+    """A logistic output cannot leave (0, 1); trained on anything else it fails, or cross-entropy falls for ever.
+
+    Every batch is looked at, which costs a hundredth of a step.
+    """
+    if model.network.output != "sigmoid":
+        return
+    low, high = batch.x.aminmax()  # NaN, if there is one: the engine will name it
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        outside = ((batch.x < -ROUNDING) | (batch.x > 1 + ROUNDING)).flatten(1).any(1)
         raise ValueError(
             f"reconstructions with output sigmoid lie between 0 and 1, the preprocessed data between {low:.4g} and "
-            f"{high:.4g}; use preprocess minmax (or clip_scale), or output identity"
+            f"{high:.4g} (row {int(batch.rows[int(outside.nonzero()[0])])}); use preprocess minmax (or clip_scale), or "
+            "output identity"
         )
 
 
@@ -49,24 +61,27 @@ def check_needs(term: Term, model: Autoencoder) -> None:
         )
 
 
-def nonfinite_message(batch: Batch, bad: Tensor, step: int) -> str:
-    in_data = not bool(torch.isfinite(batch.x_in).all() and torch.isfinite(batch.x).all())
+def nonfinite_message(given: Batch, batch: Batch, bad: Tensor, step: int, columns: Sequence[str] = ()) -> str:
+    """Why a step was not finite: the data, their scale, or the learning rate.
+
+    ``given`` is the batch in data space, ``batch`` the same in model space, ``bad`` the rows that the engine names.
+    """
+    for what, x in (("the data", given.x_in), ("the target", given.x)):
+        try:
+            check_finite(x, what, given.rows, columns)
+        except ValueError as error:
+            return f"step {step}: {error}{OR_SKIP}"
+    size = torch.maximum(*(x.detach().flatten(1).abs().amax(1).nan_to_num(math.inf) for x in (batch.x_in, batch.x)))
+    size = size.masked_fill(~torch.isin(batch.rows.to(size.device), bad.to(size.device)), 0)
+    worst = int(size.argmax())
+    if size[worst] > torch.finfo(size.dtype).max ** 0.4:
+        dtype = str(size.dtype).removeprefix("torch.")
+        return (
+            f"step {step}: row {int(batch.rows[worst])} reaches {float(given.x_in[worst].abs().max()):.3g}, "
+            f"which is too large to square in {dtype}; rescale the data (preprocess 'standardize'){OR_SKIP}"
+        )
     rows = ", ".join(str(int(r)) for r in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    if in_data:
-        return f"step {step}: NaN or infinity in row {rows}; remove or fill them, or set on_nonfinite to 'skip'"
     return (
         f"step {step}: the loss is not finite, though the data are (rows {rows}); "
         "lower the learning rate, or rescale the data (preprocess 'standardize')"
     )
-
-
-def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """``train.seed was 0 and is 1``, for every leaf that differs."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted(set(before) | set(now)):
-            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for i, pair in enumerate(zip(before, now, strict=True)):
-            yield from differences(*pair, f"{path}.{i}")
-    elif before != now:
-        yield f"{path} was {before!r:.50} and is {now!r:.50}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["Schedules", "piecewise_linear"]
+__all__ = ["Schedules", "arrival", "piecewise_linear"]
 
 
 def piecewise_linear(points: Sequence[tuple[float, float]], at: float) -> float:
@@ -18,6 +18,12 @@ def piecewise_linear(points: Sequence[tuple[float, float]], at: float) -> float:
         if at <= x1:
             return y0 + (y1 - y0) * (at - x0) / (x1 - x0) if x1 > x0 else y1
     return points[-1][1]
+
+
+def arrival(points: Sequence[tuple[float, float]]) -> float:
+    """The fraction of training from which the value stays what it is."""
+    moving = [i for i, (_, value) in enumerate(points) if value != points[-1][1]]
+    return points[moving[-1] + 1][0] if moving else 0.0
 
 
 class Schedules:
@@ -33,6 +39,7 @@ class Schedules:
         self, points: Mapping[str, Sequence[tuple[float, float]]], terms: Mapping[str, Any], model: Any
     ) -> None:
         owners = {**terms, "activation": model.activation}
+        self._arrived = max(map(arrival, points.values()), default=0.0)
         self._targets: list[tuple[Any, str, Sequence[tuple[float, float]], bool]] = []
         for target, line in points.items():
             owner, _, attribute = target.rpartition(".")
@@ -47,6 +54,10 @@ class Schedules:
         for owner, attribute, points, whole in self._targets:
             value = piecewise_linear(points, done)
             setattr(owner, attribute, round(value) if whole else value)
+
+    def settled_at(self, total_steps: int) -> float:
+        """The number of steps after which no value moves any more."""
+        return self._arrived * total_steps
 
 
 def _whole(owner: Any, attribute: str) -> bool:
