@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -10,6 +12,7 @@ from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -342,3 +345,41 @@ def test_it_trains_as_the_array_does():
 
     array, block = trained(ArraySource(X)), trained(BlockSource(Reader()))
     assert all(torch.equal(array[name], block[name]) for name in array)
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+GROWTH = """
+import resource, sys
+from pathlib import Path
+from fewfire.sources import open_source
+
+def read(path):
+    source = open_source(path, shuffle_bytes=4 << 20)
+    for part, shuffle in ((source, True), (source, False), (source.split(0.5)[0], True)):
+        assert sum(len(batch.x) for batch in part.batches(1000, shuffle=shuffle)) == part.n_rows
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+read(sys.argv[1])
+before = peak()
+read(sys.argv[2])
+print(round(peak() - before))
+"""
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path, ending):
+    """Five times the rows, 50 MB more of numbers: read shuffled and not, whole and in part, within a few MB more."""
+    for rows in (100_000, 500_000):
+        table = pa.table({f"c{i}": np.arange(rows) % 7 / 2 for i in range(14)})
+        path = tmp_path / f"{rows}.{ending}"
+        if ending == "csv":
+            pa.csv.write_csv(table, path)
+        else:
+            pq.write_table(table, path, row_group_size=30_000, compression="none", use_dictionary=False)
+    command = [sys.executable, "-c", GROWTH, *(str(tmp_path / f"{rows}.{ending}") for rows in (100_000, 500_000))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    growth = int(done.stdout)
+    assert growth < 25, f"{growth} MB"

@@ -31,7 +31,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 import fewfire as ff
 from fewfire import metrics
 from fewfire.disk import load_tensors, save_tensors
-from fewfire.estimators import AutoencoderEstimator, SparseAutoencoder
+from fewfire.estimators import AutoencoderEstimator, SparseAutoencoder, building
 from fewfire.estimators.building import HIDDEN_ACTIVATION, KL_WEIGHT_DECAY
 from fewfire.estimators.inputs import checked_rows
 from fewfire.estimators.training import MAX_RECORDS, thinned
@@ -458,8 +458,16 @@ def test_a_penalty_that_does_nothing_is_a_warning(digits):
         sae(activation="relu", **few).fit(digits.data)
     with pytest.warns(ff.SparsityWarning, match="KL penalty did not reach its target.*rho 0.001"):
         sae(activation="sigmoid", rho=0.001, **few).fit(digits.data)
-    with pytest.warns(ff.SparsityWarning, match="never fire; lower the learning rate"):
-        sae(learning_rate=30.0, k=1, n_components=128, max_epochs=5).fit(digits.data)
+
+
+def test_latents_that_never_fire_are_a_warning_where_the_rows_are_enough_to_tell():
+    """One line through space takes two latents, whichever way one looks along it."""
+    line = np.outer(np.random.default_rng(0).normal(size=2000), np.arange(1, 13))
+    settings = {"n_components": 64, "k": 2, "penalty": None}
+    with pytest.warns(ff.SparsityWarning, match="of the latents never fire"):
+        sae(**settings).fit(line)
+    few = sae(**settings).fit(line[:50])
+    assert ff.evaluate(few.module_, line[:50])["dead_fraction"] > 0.5, "without a warning"
 
 
 # ---------------------------------------------------------------------------------------------- parameters
@@ -537,9 +545,8 @@ def test_the_model_that_parameters_make():
 
 @pytest.mark.parametrize(("columns", "expected"), [(5, 20), (5000, 16_384)])
 def test_how_many_components_by_default(columns, expected):
-    x = np.random.default_rng(0).random((4, columns), np.float32)
-    model = SparseAutoencoder(max_epochs=1).fit(x)
-    assert model.transform(x[:1]).shape == (1, expected)
+    assert building.n_latents(SparseAutoencoder(), (columns,)) == expected
+    assert building.n_latents(SparseAutoencoder(7), (columns,)) == 7
 
 
 CANNOT_APPLY = [

@@ -67,7 +67,8 @@ def feature_vectors(model: Autoencoder, weights: Weights = "decoder") -> Tensor:
         if "linear_encoder" in model.gives:
             matrix = matrix[: model.n_latents]  # the means of normal latents; their variances come after
         vectors: Tensor = matrix.detach().float().cpu()
-        return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return unit
     rows = getattr(model.decoder, "W_dec", None)
     if isinstance(rows, Tensor) and len(rows) == model.n_latents:
         return rows.detach().float().cpu().flatten(1)
@@ -79,14 +80,15 @@ def _responses(model: Autoencoder) -> Tensor:
     """(L, *target shape): decoder(one latent) - decoder(none), per unit of activation."""
     n_latents, *grid = model.latent_shape
     height = FAR if model.activation.exact_zeros else 1.0  # a logistic unit ends at 1, a normal one seldom gets further
-    middle = [n // 2 for n in grid]
-    silence = torch.zeros(1, *model.latent_shape, dtype=model.dtype, device=model.device)
-    nothing = model.decoder(silence)
+    n_places = math.prod(grid)
+    middle = sum(n // 2 * math.prod(grid[side + 1 :]) for side, n in enumerate(grid))
+    some = torch.zeros(AT_ONCE, n_latents, n_places, dtype=model.dtype, device=model.device)
+    nothing = model.decoder(some[:1].view(1, *model.latent_shape))
     parts = []
-    for some in torch.split(torch.arange(n_latents), AT_ONCE):
-        latents = silence.repeat(len(some), *[1] * (1 + len(grid)))
-        latents[(torch.arange(len(some)), some, *middle)] = height
-        parts.append(((model.decoder(latents) - nothing) / height).float().cpu())
+    for first in range(0, n_latents, AT_ONCE):
+        latents = some.narrow(0, 0, min(AT_ONCE, n_latents - first)).zero_()
+        latents[:, first:, middle].fill_diagonal_(height)
+        parts.append((model.decoder(latents.view(-1, *model.latent_shape)) - nothing).float().cpu() / height)
     return torch.cat(parts)
 
 

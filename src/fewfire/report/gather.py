@@ -93,7 +93,7 @@ def gather(model: Autoencoder, source: Source) -> Gathered:
 
 
 def kind_of(model: Autoencoder) -> Kind:
-    """How one speaks of its latents: sparse ones fire or are silent, logistic ones are high or low, normal ones vary."""
+    """How one speaks of latents: sparse ones fire or are silent, logistic ones are high or low, normal ones vary."""
     if "mean_logvar" in model.gives:
         return "normal"
     return "logistic" if "logits" in model.gives else "sparse"

@@ -61,8 +61,8 @@ def title(run: Run, source: Source) -> str:
 
 
 def by(sides: Sequence[int]) -> str:
-    """(7, 9) -> "7 × 9"."""
-    return " × ".join(map(str, sides))
+    """(7, 9) -> "7 × 9", on one line."""
+    return "\u00a0×\u00a0".join(map(str, sides))
 
 
 def verdict(result: Mapping[str, float], kind: Kind = "sparse", grid: Sequence[int] = ()) -> str:
@@ -89,7 +89,7 @@ def verdict(result: Mapping[str, float], kind: Kind = "sparse", grid: Sequence[i
     manner = "sparsely" if share <= 1 / 8 else "rather densely" if share <= 1 / 2 else "densely"
     which = f"{per_row(l0)} of {count(n_latents, 'feature')}"
     if grid:
-        which = f"{count(round(l0), 'place')} in {count(n_latents, 'feature map')} of {by(grid)}"
+        which = f"{per_row(l0)} places in {count(n_latents, 'feature map')} of {by(grid)}"
     return f"{sentence}, {manner}, with {which} firing on an average row."
 
 
@@ -164,7 +164,7 @@ def _still(run: Run, gathered: Gathered) -> Iterator[str]:
     still = int((gathered.spread <= STILL).sum())
     if kind_of(run.model) == "normal" and still:
         yield (
-            f"{still:,} of {count(len(gathered.spread), 'normal latent')} hardly vary from row to row, and say nothing: "
+            f"{still:,} of {count(len(gathered.spread), 'normal latent')} hardly vary over the rows, and say nothing: "
             "lower the weight of gaussian_kl, raise it slowly by a schedule, or give it free_bits."
         )
 

@@ -20,6 +20,9 @@ from fewfire.sources.registry import suffixes
 
 __all__ = ["CsvSource"]
 
+THREAD_BYTES = 1 << 20
+"""of a block that one of pyarrow's threads parses at a time; a row may not be longer"""
+
 
 @suffixes(".csv", ".tsv")
 class CsvSource(BlockSource):
@@ -143,8 +146,8 @@ class _Lines:
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(lines),
-                arrow_csv.ReadOptions(use_threads=False, block_size=len(lines) + 1, column_names=names),
-                arrow_csv.ParseOptions(delimiter=self._dialect.delimiter.decode(), newlines_in_values=True),
+                arrow_csv.ReadOptions(column_names=names, block_size=max(THREAD_BYTES, block.longest)),
+                arrow_csv.ParseOptions(delimiter=self._dialect.delimiter.decode(), newlines_in_values=b'"' in lines),
                 arrow_csv.ConvertOptions(
                     column_types={names[i]: kind for i, kind in kinds.items()},
                     include_columns=[names[i] for i in columns],

@@ -39,6 +39,8 @@ class LineBlock:
     """blank lines not counted"""
     line: int
     """number of the first line, from 1"""
+    longest: int
+    """bytes of the longest row"""
 
 
 @lru_cache
@@ -107,10 +109,10 @@ def line_blocks(file: BinaryIO, offset: int, line: int, delimiter: bytes, name: 
         read = file.read(BLOCK_BYTES)
         last = len(read) < BLOCK_BYTES
         chunk = waiting + read
-        size, rows = _whole_rows(chunk, delimiter, last)
+        size, rows, longest = _whole_rows(chunk, delimiter, last)
         check_text(chunk[:size], line, name)
         if rows:
-            yield LineBlock(offset, size, rows, line)
+            yield LineBlock(offset, size, rows, line, longest)
         offset, line, waiting = offset + size, line + chunk.count(b"\n", 0, size), chunk[size:]
         if waiting and (last or len(waiting) >= MAX_ROW_BYTES):
             check_text(waiting, line, name)
@@ -119,29 +121,35 @@ def line_blocks(file: BinaryIO, offset: int, line: int, delimiter: bytes, name: 
             return
 
 
-def _whole_rows(chunk: bytes, delimiter: bytes, last: bool) -> tuple[int, int]:
-    """(bytes, rows) of the whole rows at the beginning of a chunk. ``last``: its end ends a row as well."""
+def _whole_rows(chunk: bytes, delimiter: bytes, last: bool) -> tuple[int, int, int]:
+    """(bytes, rows, bytes of the longest) of the whole rows at the beginning of a chunk.
+
+    ``last``: the end of the chunk ends a row as well.
+    """
     if b'"' in chunk or (b"\r" in chunk and chunk.count(b"\r") != chunk.count(b"\r\n")):
         return _whole_quoted_rows(chunk, delimiter, last)
     characters = np.frombuffer(chunk, np.uint8)
-    ends = np.flatnonzero(characters == ord("\n"))
+    ends = np.flatnonzero(characters == ord("\n")) + 1
     if last and chunk and not chunk.endswith(b"\n"):
         ends = np.append(ends, len(chunk))
     if not len(ends):
-        return 0, 0
-    lengths = np.diff(ends, prepend=-1) - 1
-    blank = (lengths == 0) | ((lengths == 1) & (characters[ends - 1] == ord("\r")))
-    return min(int(ends[-1]) + 1, len(chunk)), len(ends) - int(blank.sum())
+        return 0, 0, 0
+    lengths = np.diff(ends, prepend=0)
+    blank = (characters[ends - 1] == ord("\n")) & (lengths == 1)
+    if b"\r" in chunk:
+        blank |= (characters[ends - 2] == ord("\r")) & (lengths == 2)
+    return int(ends[-1]), len(ends) - int(blank.sum()), int(lengths.max())
 
 
-def _whole_quoted_rows(chunk: bytes, delimiter: bytes, last: bool) -> tuple[int, int]:
-    size, rows = 0, 0
+def _whole_quoted_rows(chunk: bytes, delimiter: bytes, last: bool) -> tuple[int, int, int]:
+    size, rows, longest = 0, 0, 0
     for row in rows_of(chunk, delimiter):
         if row.end() == len(chunk) and not last and not chunk.endswith(b"\n"):
             break  # it may go on
+        longest = max(longest, row.end() - size)
         size = row.end()
         rows += not is_blank(row[0])
-    return size, rows
+    return size, rows, longest
 
 
 def check_text(chunk: bytes, line: int, name: str) -> None:
