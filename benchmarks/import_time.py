@@ -3,7 +3,8 @@
     python benchmarks/import_time.py [--rounds 5]
 
 **Import.** Wall seconds in fresh interpreters: ``import torch``; ``import torch``, then ``import fewfire`` and
-touching every public name, which loads every public module. The two take turns, so that a busy spell falls on
+touching every public name, which loads every public module; the estimators last and on their own, because they load
+scikit-learn, which only their users need. The two take turns, so that a busy spell falls on
 both; one unmeasured round warms the disk cache. The number that counts is the median of what comes after torch
 inside one process: torch's own scatter of several tenths of a second stays out of it.
 
@@ -37,12 +38,19 @@ a = time.perf_counter()
 import fewfire
 b = time.perf_counter()
 missing = []
-for name in sorted({*fewfire._WHERE, *fewfire._MODULES}):
-    try:
-        getattr(fewfire, name)
-    except ImportError as error:
-        missing.append(name)
-print(b - a, time.perf_counter() - b, *missing)
+estimators = set(fewfire._HOME["fewfire.estimators"])
+
+def touch(names):
+    for name in sorted(names):
+        try:
+            getattr(fewfire, name)
+        except ImportError as error:
+            missing.append(name)
+
+touch({*fewfire._WHERE, *fewfire._MODULES} - estimators)
+c = time.perf_counter()
+touch(estimators)
+print(b - a, c - b, time.perf_counter() - c, *missing)
 """
 HELP = """
 import sys
@@ -74,13 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    torch_alone, imported, touched, missing = import_seconds(rounds)
+    torch_alone, imported, touched, estimators, missing = import_seconds(rounds)
     help_seconds, heavy = help_call(rounds)
     added = [i + t for i, t in zip(imported, touched, strict=True)]
     rows = [
         ["import torch", seconds(torch_alone), "", ""],
         ["then import fewfire", seconds(imported), "", ""],
         ["then every public name", seconds(touched), "", ""],
+        ["then the estimators", seconds(estimators), "", ""],
         ["fewfire beyond torch", seconds(added), "< 0.300 s", verdict(statistics.median(added) < 0.3)],
         ["fewfire --help, wall", seconds(help_seconds), "", ""],
         ["  of it imports torch", "yes" if "torch" in heavy else "no", "no", verdict("torch" not in heavy)],
@@ -93,18 +102,19 @@ def main() -> None:
     print_table(["what", "result", "goal", ""], rows)
 
 
-def import_seconds(rounds: int) -> tuple[list[float], list[float], list[float], list[str]]:
-    """Seconds of torch alone; of ``import fewfire`` after torch; of its public names; names that do not load."""
-    torch_alone, imported, touched = [], [], []
+def import_seconds(rounds: int) -> tuple[list[float], list[float], list[float], list[float], list[str]]:
+    """Seconds of torch alone; of ``import fewfire`` after torch; of its public names; of estimators; what fails."""
+    torch_alone, imported, touched, estimators = [], [], [], []
     missing: list[str] = []
     for turn in range(rounds + 1):
         alone = float(python(TORCH).stdout)
-        first, rest, *missing = python(FEWFIRE).stdout.split()
+        first, rest, last, *missing = python(FEWFIRE).stdout.split()
         if turn > 0:
             torch_alone.append(alone)
             imported.append(float(first))
             touched.append(float(rest))
-    return torch_alone, imported, touched, missing
+            estimators.append(float(last))
+    return torch_alone, imported, touched, estimators, missing
 
 
 def help_call(rounds: int) -> tuple[list[float], list[str]]:

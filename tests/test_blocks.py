@@ -352,10 +352,12 @@ def test_it_trains_as_the_array_does():
 GROWTH = """
 import resource, sys
 from pathlib import Path
-from fewfire.sources import open_source
+from fewfire.sources import lines, open_source
+
+lines.BLOCK_BYTES = 1 << 19
 
 def read(path):
-    source = open_source(path, shuffle_bytes=4 << 20)
+    source = open_source(path, shuffle_bytes=2 << 20)
     for part, shuffle in ((source, True), (source, False), (source.split(0.5)[0], True)):
         assert sum(len(batch.x) for batch in part.batches(1000, shuffle=shuffle)) == part.n_rows
 
@@ -378,7 +380,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, ending):
         if ending == "csv":
             pa.csv.write_csv(table, path)
         else:
-            pq.write_table(table, path, row_group_size=30_000, compression="none", use_dictionary=False)
+            pq.write_table(table, path, row_group_size=10_000, compression="none", use_dictionary=False)
     command = [sys.executable, "-c", GROWTH, *(str(tmp_path / f"{rows}.{ending}") for rows in (100_000, 500_000))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     growth = int(done.stdout)

@@ -198,6 +198,21 @@ def test_the_precision_of_rows_is_that_of_codes(rows, given, wanted):
     assert np.array_equal(model.transform(x), exact.numpy()), "computed in that precision, not rounded to it"
 
 
+def test_rows_in_another_precision_cost_one_copy_of_the_model(rows, monkeypatch):
+    """And not one for each block of them."""
+    monkeypatch.setattr("fewfire.estimators.family.VALUES_AT_ONCE", 64 * 24)
+    model, in_dtype = sae().fit(rows), ff.Autoencoder._in_dtype
+    blocks = []
+    monkeypatch.setattr(
+        ff.Autoencoder, "_in_dtype", lambda self, dtype: blocks.append(self.dtype == dtype) or in_dtype(self, dtype)
+    )
+    x = rows.astype(np.float64)
+    for verb in (model.transform, model.reconstruct, model.score):
+        verb(x)
+    assert len(blocks) > 12
+    assert all(blocks)
+
+
 def test_whole_numbers_beyond_float32_keep_their_digits():
     """Seconds since 1970: in float32 they come in steps of 128."""
     x = 1_700_000_000 + np.arange(400).reshape(200, 2)
@@ -685,6 +700,7 @@ def test_a_stream(rows):
     assert model.n_iter_ == 150
     assert model.history_[-1]["step"] == 150 * 3
     assert model.history_[-1]["samples"] == 150 * 40
+    model.partial_fit(rows)  # 13 steps, of which a schedule would spend the last on coming down
     assert {record["lr"] for record in model.history_} == {4e-3}, "constant"
 
 
@@ -696,9 +712,12 @@ def test_the_optimiser_and_the_counters_go_on(rows):
         assert model._stream.calls == n
         assert model._stream.samples == 40 * n
         assert float(model._stream.engine["step.encoder.W_enc"]) == 3 * n
-    never = ~(model.transform(rows) != 0).any(0)
-    assert model._stream.since_fired.max() <= 200
-    assert not never.any() or model._stream.since_fired[torch.from_numpy(never)].max() > 16
+    with torch.no_grad():
+        model.module_.encoder.b_enc[7] = -1e6
+    silent = int(model._stream.since_fired[7])
+    for n in (1, 2):
+        model.partial_fit(rows[:40])
+        assert model._stream.since_fired[7] == silent + 40 * n
 
 
 @pytest.mark.parametrize("through", ["pickle", "deepcopy", "joblib"])

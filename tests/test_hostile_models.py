@@ -878,6 +878,10 @@ def test_a_very_wide_table_is_a_model_like_any_other(tmp_path: Path) -> None:
     again = Tally().read(load, path, "wide table")
     assert again.layout.columns == names
     assert read_config(tmp_path)["architecture"] == again.config()
+    start = time.process_time()
+    with pytest.raises(ValueError, match="missing: column_of_a_very_wide_table_00000, "):
+        again.layout.check_columns(name.upper() for name in names)
+    assert time.process_time() - start < SECOND
     source = ff.ArraySource(rows(4, len(names)), layout=model.layout)
     trainer = ff.Trainer(
         model, source, terms=[ff.MSE()], config=ff.TrainConfig(steps=1), folder=tmp_path / "run", progress=False

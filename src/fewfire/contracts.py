@@ -313,8 +313,9 @@ class Layout:
         came = tuple(map(str, columns))
         if not self.columns or not came or came == self.columns:
             return
-        missing = [name for name in self.columns if name not in came]
-        extra = [name for name in came if name not in self.columns]
+        known, given = set(self.columns), set(came)  # of tens of thousands
+        missing = [name for name in self.columns if name not in given]
+        extra = [name for name in came if name not in known]
         if missing or extra:
             named = {"missing": missing, "unknown": extra}
             what = "; ".join(f"{word}: {', '.join(names[:5])}" for word, names in named.items() if names)
