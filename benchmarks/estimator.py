@@ -1,4 +1,4 @@
-"""What SparseAutoencoder gives without turning a knob: on five tables, in eight settings; and beside dictionary learning.
+"""What SparseAutoencoder gives without turning a knob, on five tables; and beside dictionary learning.
 
     python benchmarks/estimator.py [--only digits] [--seed 0]
 
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sklearn.datasets
-from measure import CpuSeconds, print_table, print_title
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 import fewfire as ff
+from measure import CpuSeconds, print_table, print_title
 
 Rows = npt.NDArray[np.floating[Any]]
 

@@ -154,6 +154,7 @@ def test_training_leaves_the_callers_world_as_it_was(case, tmp_path):
 
 IMPORTING = """
 import os, random, signal, sys, warnings, numpy, torch
+import sklearn  # which adds a filter for its own warnings
 def state():
     return (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads(),
             torch.get_default_dtype(), list(warnings.filters), warnings.showwarning, dict(os.environ), os.getcwd(),

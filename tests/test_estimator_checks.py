@@ -3,6 +3,10 @@
 An estimator joins by one line in CHECKED.
 """
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sklearn
@@ -58,6 +62,18 @@ def test_beyond_check_estimator(estimator, name):
     if not hasattr(estimator_checks, name):
         pytest.skip(f"scikit-learn {sklearn.__version__} has no {name}")
     getattr(estimator_checks, name)(type(estimator).__name__, clone(estimator))
+
+
+def test_the_check_that_needs_a_switch_of_scipys():
+    """check_array_api_input, which is skipped above unless SCIPY_ARRAY_API is set before scipy is imported."""
+    code = (
+        "from sklearn.utils.estimator_checks import check_array_api_input\n"
+        "import fewfire as ff\n"
+        "check_array_api_input('SparseAutoencoder', ff.SparseAutoencoder(max_epochs=2), array_namespace='numpy')\n"
+    )
+    environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_public_estimator_is_checked():

@@ -439,7 +439,7 @@ def test_values_beyond_float32():
 
 @pytest.mark.slow
 def test_the_defaults_are_good(digits):
-    """What a person gets without turning a knob; see the table in the estimator's benchmark for other data."""
+    """What a person gets without turning a knob; benchmarks/estimator.py has other data."""
     x = digits.data
     for settings, at_least in (
         ({}, 0.94),

@@ -61,6 +61,7 @@ BCE_SCALE = 0.1
 """of the penalties' default weights beside cross-entropy: between minimum and maximum, columns hold about a tenth of
 what standardised ones have to explain"""
 
+NEVER = 1 << 62
 AT_ONCE = 8192
 PENALTIES: dict[str, type[Term]] = {"kl": KLSparsity, "l1": L1}
 
@@ -248,8 +249,8 @@ def stream_config(estimator: Any, model: Autoencoder, seed: int) -> TrainConfig:
             f"{estimator.validation_fraction:g}; hold rows out yourself and score them"
         )
     settings = _common(estimator, model, seed)
-    batch_size = settings["batch_size"] or BATCH_SIZE
-    return TrainConfig(**settings, epochs=1, lr_schedule="constant", dead_after=DEAD_AFTER_BATCHES * batch_size)
+    settings |= {"epochs": 1, "lr_schedule": "constant", "log_every": NEVER}  # the last step is logged all the same
+    return TrainConfig(**settings, dead_after=DEAD_AFTER_BATCHES * (settings["batch_size"] or BATCH_SIZE))
 
 
 def _common(estimator: Any, model: Autoencoder, seed: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from fewfire.networks.family import Network, Pair, Sizes, check_output
 from fewfire.networks.linear import LinearDecoder, LinearEncoder, start_as_dictionary, uniform
 from fewfire.networks.mlp import HIDDEN_ACTIVATIONS, MAX_LAYERS, RECTIFIERS, MlpDecoder, MlpEncoder
+from fewfire.rows.gather import CACHE_LINE
 
 __all__ = ["Conv", "ConvDecoder", "ConvEncoder", "Convolution", "Deconvolution", "Window"]
 
@@ -84,7 +85,9 @@ class Conv(Network):
         self.latents = latents
         self.kernel = kernel
         self.stride = stride
-        self.decoder_kernel = decoder_kernel
+        self.decoder_kernel = (
+            None if decoder_kernel is None else _whole("decoder_kernel", [decoder_kernel], range(1, 2))[0]
+        )
         self.input_shape = None if input_shape is None else _whole("input_shape", input_shape, range(2, 4))
         self.hidden_activation = hidden_activation
         self.output = output
@@ -249,13 +252,11 @@ class Convolution(LinearEncoder):
 
     def forward(self, x: Tensor) -> Tensor:
         convolve = F.conv1d if len(self.window.grid) == 1 else F.conv2d
-        weight = self.W_enc.view(-1, *self.input_shape)
+        n_places = self.window.places[-1]
         border = [n for both in reversed(self.window.border) for n in both]  # F.pad begins with the last side
-
-        def layer(rows: Tensor) -> Tensor:
-            return convolve(F.pad(rows, border), weight, self.b_enc, stride=self.window.stride)
-
-        return _alike_at_every_place(layer, x)
+        border[1] += _to_fill_lines(n_places, x) * self.window.stride[-1]
+        weight = self.W_enc.view(-1, *self.input_shape)
+        return convolve(F.pad(x, border), weight, self.b_enc, stride=self.window.stride).narrow(-1, 0, n_places)
 
 
 class Deconvolution(LinearDecoder):
@@ -268,27 +269,23 @@ class Deconvolution(LinearDecoder):
 
     def forward(self, latents: Tensor) -> Tensor:
         spread = F.conv_transpose1d if len(self.window.grid) == 1 else F.conv_transpose2d
-        weight = self.W_dec.view(-1, *self.target_shape)
+        wide = F.pad(latents, (0, _to_fill_lines(self.window.places[-1], latents)))
         before = [first for first, _ in self.window.border]
-
-        def layer(rows: Tensor) -> Tensor:
-            return spread(rows, weight, self.b_dec, stride=self.window.stride, padding=before)
-
-        y = _alike_at_every_place(layer, latents)
+        weight = self.W_dec.view(-1, *self.target_shape)
+        y = spread(wide, weight, self.b_dec, stride=self.window.stride, padding=before)
         for side, n in enumerate(self.window.grid, start=2):
-            y = y.narrow(side, 0, n)  # the border after the last window may be a place wider
+            y = y.narrow(side, 0, n)  # what lies beyond the border
         return y
 
 
-def _alike_at_every_place(layer: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """``layer(rows)``, where at inference a row's result must not depend on its place in the batch.
+def _to_fill_lines(n_places: int, rows: Tensor) -> int:
+    """How many places to add at inference, so that a row's result does not depend on its place in the batch.
 
-    In float32 it does not. In float64, on the CPU, torch multiplies row by row at whatever address a row has, and
-    rounds by it; there each row goes by itself, which takes three times as long.
+    In float64 torch multiplies row by row, and may round a row differently where it starts at another offset within a
+    cache line (``rows.aligned`` does the same for full layers). In float32 it does not.
     """
-    if torch.is_grad_enabled() or rows.dtype != torch.float64 or not rows.is_cpu:
-        return layer(rows)
-    return torch.cat([layer(row.clone()) for row in torch.split(rows, 1)])
+    per_line = CACHE_LINE // rows.element_size()
+    return 0 if torch.is_grad_enabled() or rows.dtype != torch.float64 else -n_places % per_line
 
 
 class ConvEncoder(MlpEncoder):
