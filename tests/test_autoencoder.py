@@ -687,3 +687,10 @@ def test_refusals_say_what_was_expected_and_what_came(call, words):
 
 def test_repr_shows_the_shapes():
     assert "(12,) -> (24,) -> (2, 3)" in repr(ff.Autoencoder(12, 24, d_out=(2, 3)))
+
+
+def test_a_layout_of_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"one of table, image, series; got 'img'; did you mean 'image'\?"):
+        ff.Layout("img", (8, 8))
+    with pytest.raises(ValueError, match="got 3"):
+        ff.Layout.from_dict({"kind": 3})

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_a_penalty_that_did_nothing_is_said_in_a_line(call, data):
         "train", data, "--out", "run", *FAST, "--set", "model.activation=sigmoid", "--set", "objective=[mse, kl]"
     )
     assert code == 0
-    assert [line for line in err.splitlines() if line.startswith("warning: the KL penalty did not reach its target")]
+    assert [line for line in err.splitlines() if line.startswith("warning: the KL penalty is met, but the model has")]
 
 
 def test_resume_needs_nothing_but_the_name(call, data, run, tmp_path):
@@ -149,9 +150,95 @@ def test_resume_goes_on_where_a_killed_run_stood(call, data, run, tmp_path, monk
     assert all((parts.state_dict()[n] == t).all() for n, t in whole.state_dict().items())
 
 
-def test_resume_without_a_run_starts_one(call, data, tmp_path):
-    assert call("train", data, "--out", "run", "--resume", *FAST)[0] == 0
+def test_resume_without_a_run_starts_one_and_says_so(call, data, tmp_path):
+    code, _, err = call("train", data, "--out", "run", "--resume", *FAST)
+    assert code == 0
+    assert err.splitlines()[0] == "nothing to resume in run: training starts anew"
     assert (tmp_path / "run" / "model").is_dir()
+    code, _, err = call("train", data, "--out", "run", "--resume")
+    assert code == 0
+    assert err.splitlines()[0] == "run was finished already, after 20 steps: nothing is left to train"
+    assert "nothing" not in call("train", data, "--out", "other", *FAST)[2]
+
+
+@pytest.mark.parametrize(
+    ("verb", "out"), [("encode", "rows.npy"), ("reconstruct", "./rows.npy"), ("reconstruct", "link.npy")]
+)
+def test_the_data_are_not_written_over(fails, run, tmp_path, verb, out):
+    (tmp_path / "link.npy").symlink_to("rows.npy")
+    before = (tmp_path / "rows.npy").read_bytes()
+    line = fails(2, verb, run, "rows.npy", "--out", out)
+    assert "holds the data themselves, and would be overwritten; give --out another name" in line
+    assert (tmp_path / "rows.npy").read_bytes() == before
+
+
+def named(tmp_path, rows, text=None):
+    """rows.csv with a header; in the last column of all rows the text, if there is one."""
+    lines = [",".join(map(str, row[:3])) + f",{text or row[3]}" for row in rows.tolist()]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,d", *lines]) + "\n")
+
+
+def test_of_tables_too(fails, call, rows, tmp_path):
+    named(tmp_path, rows)
+    assert call("train", "rows.csv", "--out", "of", *FAST)[0] == 0
+    before = (tmp_path / "rows.csv").read_bytes()
+    assert "would be overwritten" in fails(2, "score", "of", "rows.csv", "--out", "rows.csv")
+    assert (tmp_path / "rows.csv").read_bytes() == before
+
+
+def test_a_column_that_the_model_needs_is_not_to_be_dropped(fails, call, rows, tmp_path):
+    named(tmp_path, rows)
+    assert call("train", "rows.csv", "--out", "of", *FAST)[0] == 0
+    named(tmp_path, rows, "many")
+    (tmp_path / "rows.csv").rename(tmp_path / "new.csv")
+    line = fails(2, "score", "of", "new.csv", "--out", "scores.csv")
+    assert "'d' (text such as 'many')" in line
+    assert "are needed: correct the file" in line
+    assert "drop" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("a;b\n1,5;2,5\n3,5;4,25\n", "decimal"),
+        ("a,my note\n1,x\n2,y\n", "drop"),
+        ("a,it's\n1,x\n2,y\n", "drop"),
+        ('a,"say ""hi"" $HOME"\n1,x\n2,y\n', "drop"),
+        ("a,null\n1,x\n2,y\n", "drop"),
+        ("a,7\n1,x\n2,y\n", "drop"),
+    ],
+)
+def test_a_hint_works_when_pasted(fails, call, tmp_path, content, hint):
+    (tmp_path / "t.csv").write_text(content)
+    line = fails(2, "train", "t.csv", "--out", "run", *FAST)
+    pasted = shlex.split(line[line.index("--set") :])
+    assert pasted[1].startswith(f"data.options.{hint}=")
+    code, _, err = call("train", "t.csv", "--out", "run", *FAST, *pasted)
+    assert code == 0, err
+
+
+def test_the_hint_for_a_tab_works_when_pasted(fails, call, tmp_path):
+    (tmp_path / "t.csv").write_text("a\tb\n1\t2\n3\t4\n")
+    line = fails(2, "train", "t.csv", "--out", "run", *FAST, "--set", r"data.options.delimiter=\t")
+    pasted = shlex.split(line[line.index("--set") :])
+    assert call("train", "t.csv", "--out", "run", *FAST, *pasted)[0] == 0
+
+
+def test_what_is_not_there_is_said_in_words_of_the_command_line(fails, tmp_path):
+    line = fails(2, "train", "gone.csv", "--out", "run")
+    assert line.startswith(
+        "fewfire: no such file or folder: gone.csv; expected a built-in name (digits, patches), a path"
+    )
+    assert "array" not in line
+    assert "Source" not in line
+    (tmp_path / "pictures").mkdir()
+    assert "the folder pictures is empty" in fails(2, "train", "pictures", "--out", "run")
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NONE", "null"])
+def test_no_preprocess(call, data, word):
+    assert call("train", data, "--out", "run", *FAST, "--set", f"data.preprocess={word}")[0] == 0
+    assert json.loads(call("info", "run")[1])["architecture"]["preprocess"] is None
 
 
 def test_config_file(call, data, tmp_path):

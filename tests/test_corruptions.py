@@ -156,3 +156,152 @@ def test_a_deviation_is_at_least_nothing(level):
 def test_low_is_below_high():
     with pytest.raises(ValueError, match=r"low.*2.*high.*1|high.*1.*low.*2"):
         ff.SaltAndPepper(low=2, high=1)
+
+
+# ------------------------------------------------------------------------------------- what was chosen
+
+
+def drawn(name, x, level=0.3, seed=0, **settings):
+    """(what comes out, what was chosen)."""
+    member = Corruption.from_config({"name": name, "level": level, **settings})
+    return tuple(f(x, rng.generator(seed, "corruption", 3)) for f in (member, member.chosen))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_was_chosen_is_what_was_changed(name):
+    x = data()
+    noisy, chosen = drawn(name, x, low=0.0, high=3.0) if name == "salt_and_pepper" else drawn(name, x)
+    assert chosen.dtype == torch.bool
+    assert chosen.shape == x.shape
+    assert not (noisy != x)[~chosen].any()
+    assert close(int((noisy != x).sum()), 1.0 if name == "gaussian" else 0.3)
+    assert float((noisy != x)[chosen].double().mean()) > 0.999
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("name", OURS)
+def test_an_entry_that_stayed_what_it_was_was_chosen_all_the_same(name, value):
+    settings = {"low": 0.0, "high": 1.0} if name == "salt_and_pepper" else {}
+    x = torch.full((N // 20, 20), value)
+    noisy, chosen = drawn(name, x, **settings)
+    assert close(int(chosen.sum()), 1.0 if name == "gaussian" else 0.3)
+    assert torch.equal(chosen, drawn(name, data(), **settings)[1]), "whatever the values are"
+    if name == "masking" and value == 0:
+        assert torch.equal(noisy, x)
+
+
+def test_noise_too_small_for_the_digits_chose_everything():
+    x = torch.full((50, 20), 1e6)
+    noisy, chosen = drawn("gaussian", x, level=1e-6)
+    assert torch.equal(noisy, x)
+    assert chosen.all()
+
+
+def test_the_draws_are_those_of_the_first_release():
+    """A run that was begun before must go on with the same noise, to the sign of a masked 0."""
+    x = data() - 1.5
+    u = torch.rand(x.shape, generator=rng.generator(0, "corruption", 3), dtype=x.dtype)
+    normal = torch.randn(x.shape, generator=rng.generator(0, "corruption", 3), dtype=x.dtype)
+    masked, salted = x * (u >= 0.3), torch.where(u < 0.15, x.min(), torch.where(u < 0.3, x.max(), x))
+    for name, expected in (("masking", masked), ("salt_and_pepper", salted), ("gaussian", x + 0.3 * normal)):
+        noisy = corrupt(name, 0.3, x)
+        assert torch.equal(noisy.view(torch.int32), expected.view(torch.int32)), name
+
+
+@pytest.fixture
+def halving(monkeypatch):
+    """A corruption as a user writes it: the rows come back, and that is all."""
+    monkeypatch.setattr(Corruption, "registry", dict(Corruption.registry))
+
+    class Halving(Corruption):
+        def __init__(self, level: float = 0.5):
+            self.level = level
+
+        def __call__(self, x, generator):
+            return torch.where(torch.rand(x.shape, generator=generator) < self.level, x / 2, x)
+
+    return Halving()
+
+
+def handed_over(trainer):
+    """The batches that the engine and the validation get."""
+    seen, step, prepare = [], trainer.engine.step, trainer._prepare
+    trainer.engine.step = lambda batch, state: (seen.append(batch), step(batch, state))[1]
+    held_out = []
+
+    def prepared(batch, *noise):
+        held_out.append(prepare(batch, *noise))
+        return held_out[-1]
+
+    trainer._prepare = prepared
+    trainer.fit()
+    return seen, [batch for batch in held_out if not any(batch is other for other in seen)]
+
+
+def emphasising(rows, corruption, intact=0.5, **settings):
+    model = ff.Autoencoder(20, 8, "relu")
+    config = ff.TrainConfig(steps=4, batch_size=16, **settings)
+    return ff.Trainer(model, rows, [ff.MSE(intact=intact)], config, corruption=corruption, progress=False)
+
+
+def test_a_users_corruption_chose_what_it_changed(halving):
+    for part in handed_over(emphasising(data(n=640), halving, validation_fraction=0.5)):
+        assert part
+        assert all(torch.equal(batch.chosen, batch.x_in != batch.x) for batch in part)
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+@pytest.mark.parametrize("intact", [0.5, 1.0])
+def test_what_was_chosen_reaches_the_terms(intact):
+    """Of rows full of zeros, where it cannot be told from the values; and only if a term asks."""
+    for part in handed_over(emphasising(torch.zeros(32, 20), ff.Masking(0.5), intact, validation_fraction=0.5)):
+        assert part
+        for batch in part:
+            if intact == 1:
+                assert batch.chosen is None
+            else:
+                assert close(int(batch.chosen.sum()), 0.5, n=batch.x.numel())
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+def test_a_masked_zero_is_learned_too():
+    """With full emphasis every reconstruction came out as 1: the masked entries that counted had all been 1."""
+    half = (torch.rand(500, 8, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    rows = torch.cat([half, half], dim=1)
+    model = ff.Autoencoder(16, 32, "relu", network={"name": "linear", "output": "sigmoid", "unit_norm": False})
+    config = ff.TrainConfig(steps=400, batch_size=100, learning_rate=0.01)
+    ff.Trainer(model, rows, [ff.BCE(intact=0)], config, corruption=ff.Masking(0.5), progress=False).fit()
+    recon = model.reconstruct(rows)
+    assert recon[rows == 0].mean() < 0.3
+    assert recon[rows == 1].mean() > 0.6
+
+
+def test_emphasis_on_nothing_is_refused():
+    rows = data(n=640)
+    clean = ff.ArraySource(rows)
+    with pytest.raises(ValueError, match="term 'mse' has intact below 1.*expected a corruption, or pairs.*got neither"):
+        emphasising(clean, None, 0)
+    with pytest.raises(ValueError, match="got neither"):
+        emphasising(clean, None, 1, schedules={"mse.intact": [(0, 1), (0.5, 0.2)]})
+    emphasising(clean, None, 1, schedules={"mse.intact": [(0, 1)]})
+    narrow = ff.ArraySource(rows, rows[:, :5])
+    with pytest.raises(
+        ValueError, match=r"expected targets of the inputs' shape \(20,\), got \(5,\); leave intact at 1"
+    ):
+        ff.Trainer(ff.Autoencoder(20, 8, d_out=5), narrow, [ff.MSE(intact=0.5)], corruption=ff.Masking())
+
+
+def test_of_pairs_the_columns_that_differ_were_chosen():
+    rows = data(n=640)
+    noisy = rows.clone()
+    noisy[:, :7] = 0
+    batches, _ = handed_over(emphasising(ff.ArraySource(noisy, rows), None))
+    for batch in batches:
+        assert torch.equal(batch.chosen, (torch.arange(20) < 7).expand(len(batch.x), 20))
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+def test_a_schedule_may_bring_emphasis_in():
+    schedules = {"mse.intact": [(0, 1), (1, 0)]}
+    batches, _ = handed_over(emphasising(torch.zeros(32, 20), ff.Masking(0.5), 1, schedules=schedules))
+    assert all(batch.chosen.any() for batch in batches)

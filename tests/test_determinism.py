@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 import fewfire as ff
+from fewfire.trainer import checkpoint
+from fewfire.trainer.threads import threads, worthwhile_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
 
@@ -86,11 +89,12 @@ def test_one_thread_or_two_small(case):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("activation", ["topk", "relu", "sigmoid"])
 @pytest.mark.parametrize("shape", [(4096, 256, 2048), (2000, 300, 1000), (4096, 144, 256)], ids=str)
-def test_one_thread_or_two_large(shape, activation):
-    one, two = (digest(shape, 10, activation, batch_size=1024, threads=n) for n in (1, 2))
-    assert one == two
+def test_large_sums_per_number_of_threads(shape, activation, threads):
+    """Two threads add up large sums in another order than one does: bits are promised for the same number of them."""
+    assert len({digest(shape, 10, activation, batch_size=1024, threads=threads) for _ in range(2)}) == 1
 
 
 def test_a_resumed_run_keeps_its_number_of_threads(tmp_path):
@@ -114,7 +118,54 @@ def test_a_resumed_run_keeps_its_number_of_threads(tmp_path):
         trainer = make(**settings)
         trainer.fit(resume=True)
         assert seen == [expected] * 3
-        assert trainer.config.threads == 1
+        newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+        assert checkpoint.load(newest)[1]["threads"] == expected, "for whoever resumes that"
+        assert trainer.config.threads == expected
+    assert torch.get_num_threads() == before
+
+
+def test_fits_in_several_threads_leave_torch_its_threads():
+    """The second one to begin took the first one's number for torch's own, and left it to all who came later."""
+    rows, before = np.zeros((40, 4), dtype=np.float32), torch.get_num_threads()
+
+    def in_a_thread(job):
+        thread = threading.Thread(target=job)
+        thread.start()
+        return thread
+
+    def fit(end, start):
+        trainer = ff.Trainer(ff.Autoencoder(4, 8), rows, config=ff.TrainConfig(steps=1, threads=1), progress=False)
+        trainer._finish = lambda: (start.set(), end.wait(60))
+        trainer.fit()
+
+    try:
+        torch.set_num_threads(3)
+        for order in ((0, 1), (1, 0)):
+            begun, let_go = ([threading.Event() for _ in range(2)] for _ in range(2))
+            fits = []
+            for i in range(2):
+                fits.append(in_a_thread(lambda i=i, begun=begun, let_go=let_go: fit(let_go[i], begun[i])))
+                assert begun[i].wait(60)
+            wide = []
+            in_a_thread(lambda wide=wide: wide.append(worthwhile_threads(1 << 12, 1 << 12, 1 << 12))).join()
+            assert wide == [3], "a wide model that is made meanwhile is not trained on the others' one"
+            for i in order:
+                let_go[i].set()
+                fits[i].join(60)
+            seen = []
+            in_a_thread(lambda seen=seen: seen.append(torch.get_num_threads())).join()
+            assert seen == [3]
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_within_threads():
+    before = torch.get_num_threads()
+    with threads(2):
+        with threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == before
 
 

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import fewfire as ff
+from fewfire import runs
+from fewfire.probing import MEANINGS
+from fewfire.report import METRICS
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 
@@ -41,3 +46,19 @@ def test_examples_run(page, tmp_path, monkeypatch):
     namespace = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", [*METRICS, "size", *MEANINGS, "psnr", "ssim", "score", "is_anomaly"])
+def test_every_number_has_its_formula(name):
+    assert f"| `{name}`" in (ROOT / "docs" / "metrics.md").read_text()
+
+
+def test_the_configuration_in_the_readme_is_a_good_one(tmp_path, recwarn):
+    """It explained 2.4 % of the variance."""
+    (tmp_path / "c.yaml").write_text(re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1])
+    config = runs.load_config(tmp_path / "c.yaml", ["train.threads=1"], path="digits")
+    trainer = runs.make_trainer(config, ff.digits(), progress=False)
+    trainer.fit()
+    assert not list(recwarn)
+    assert trainer.summary["explained_variance"] > 0.85
+    assert trainer.summary["mean_activation"] < 0.1

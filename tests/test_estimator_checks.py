@@ -23,6 +23,14 @@ CHECKED = [
     ff.SparseAutoencoder(hidden=(16,), max_epochs=20),
     ff.SparseAutoencoder(loss="bce", max_epochs=20),
     ff.SparseAutoencoder(sparse_output=True, max_epochs=20),
+    ff.DenoisingAutoencoder(max_epochs=20),
+    ff.DenoisingAutoencoder(noise="masking", activation="relu", hidden=(16,), max_epochs=60),
+    ff.ContractiveAutoencoder(max_epochs=20),
+    ff.ContractiveAutoencoder(activation="sigmoid", tied=True, max_epochs=20),
+    ff.VariationalAutoencoder(max_epochs=60),
+    ff.VariationalAutoencoder(penalty="l1", max_epochs=60),
+    ff.ConvolutionalAutoencoder(max_epochs=20),
+    ff.ConvolutionalAutoencoder(activation="relu", max_epochs=60),
 ]
 
 BEYOND = [  # what check_estimator leaves out (scikit-learn 1.9)
@@ -40,7 +48,11 @@ BEYOND = [  # what check_estimator leaves out (scikit-learn 1.9)
 ]
 
 # These checks themselves fit with names and transform without, or the other way round; PCA warns as well.
-pytestmark = pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names:UserWarning")
+# Of their twenty rows of noise, most latents may well never fire.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names:UserWarning"),
+    pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +79,12 @@ def test_beyond_check_estimator(estimator, name):
 def test_the_check_that_needs_a_switch_of_scipys():
     """check_array_api_input, which is skipped above unless SCIPY_ARRAY_API is set before scipy is imported."""
     code = (
+        "import warnings\n"
         "from sklearn.utils.estimator_checks import check_array_api_input\n"
         "import fewfire as ff\n"
-        "check_array_api_input('SparseAutoencoder', ff.SparseAutoencoder(max_epochs=2), array_namespace='numpy')\n"
+        "warnings.simplefilter('ignore', ff.SparsityWarning)\n"
+        "for name in ff._HOME['fewfire.estimators']:\n"
+        "    check_array_api_input(name, getattr(ff, name)(max_epochs=2), array_namespace='numpy')\n"
     )
     environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -4,6 +4,7 @@ scikit-learn's own checks are in test_estimator_checks.py.
 """
 
 import copy
+import inspect
 import io
 import json
 import math
@@ -19,6 +20,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -558,7 +560,7 @@ def test_the_model_that_parameters_make():
     assert terms_of(hidden=())[1].network.name == "linear"
 
 
-@pytest.mark.parametrize(("columns", "expected"), [(5, 20), (5000, 16_384)])
+@pytest.mark.parametrize(("columns", "expected"), [(5, 20), (5000, 838)])
 def test_how_many_components_by_default(columns, expected):
     assert building.n_latents(SparseAutoencoder(), (columns,)) == expected
     assert building.n_latents(SparseAutoencoder(7), (columns,)) == 7
@@ -1064,3 +1066,39 @@ def test_fewfire_loads_scikit_learn_only_for_an_estimator():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_fewfires_functions_take_a_fitted_estimator(digits):
+    source = ff.ArraySource(digits.data[:100], layout=ff.Layout("image", (8, 8)))
+    estimator = sae(max_epochs=2).fit(source)
+    assert ff.evaluate(estimator, digits.data[:100]) == ff.evaluate(estimator.module_, digits.data[:100])
+    assert len(ff.plot.filters(estimator, Figure().subplots(), n=4).images) == 1
+    assert ff.plot.reconstructions(estimator, digits.data[:3], Figure().subplots()) is not None
+    assert ff.plot.history(estimator, Figure().subplots()).lines
+    assert torch.equal(ff.plot.feature_vectors(estimator), ff.plot.feature_vectors(estimator.module_))
+    table = sae(max_epochs=2).fit(digits.data[:100])
+    assert ff.plot.top_columns(table, 1, Figure().subplots()) is not None
+    with pytest.raises(ValueError, match=r'Layout\("image", \(height, width\)\); of an estimator, module_.layout'):
+        ff.plot.filters(table)
+
+
+def test_and_say_what_is_missing(tmp_path, digits):
+    for use in (lambda e: ff.evaluate(e, digits.data), ff.plot.filters, ff.plot.history, ff.plot.feature_vectors):
+        with pytest.raises(ValueError, match="this SparseAutoencoder has no model yet; call fit"):
+            use(sae())
+    with pytest.raises(TypeError, match="expected an Autoencoder or a fitted estimator; got a list"):
+        ff.evaluate([], digits.data)
+    with pytest.raises(TypeError, match="got a SparseAutoencoder; an estimator saves itself: sae.save"):
+        ff.save(sae(), tmp_path / "model")
+    with pytest.raises(TypeError, match="not by a SparseAutoencoder alone; give their rates"):
+        ff.plot.density(sae())
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_unknown_parameter_names_the_class_and_the_nearest():
+    with pytest.raises(TypeError, match=r"^SparseAutoencoder has no parameter 'n_component'; did you mean 'n_comp"):
+        SparseAutoencoder(n_component=4)
+    with pytest.raises(TypeError, match=r"^VariationalAutoencoder has no parameter 'betta'; did you mean 'beta'"):
+        ff.VariationalAutoencoder(betta=4)
+    for kind in (SparseAutoencoder, ff.VariationalAutoencoder):  # what help and editors show
+        assert list(inspect.signature(kind).parameters) == list(inspect.signature(kind.__init__).parameters)[1:]

@@ -342,7 +342,7 @@ def test_bad_options_are_refused(tmp_path, options, message):
 
 
 def test_folders_without_pictures_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="cannot tell how to read"):
+    with pytest.raises(ValueError, match="is empty; expected a built-in name"):
         open_source(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no pictures in .* or its subfolders; looked for \.bmp"):
         open_source(tmp_path, kind="images")

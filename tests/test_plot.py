@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -227,3 +229,60 @@ def test_without_an_ax_a_figure_is_made():
 def test_importing_plot_does_not_import_matplotlib():
     code = "import sys, fewfire.plot, fewfire.report; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------------------------------- scatter
+
+
+def test_scatter_has_a_colour_and_a_name_for_each_class():
+    kind = torch.arange(60) % 3
+    ax = new_ax()
+    assert (
+        plot.scatter(table_model(), randn(60, 3) + 9 * torch.eye(3)[kind], [("a", "$b$", "c")[k] for k in kind], ax)
+        is ax
+    )
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [r"\$b\$", "a", "c"]
+    assert sum(len(dots.get_offsets()) for dots in ax.collections) == 60
+    assert ax.get_title(loc="left") == "codes of 60 rows (PCA)"
+    render(ax)
+    bare = plot.scatter(table_model(), randn(60, 3).tolist(), ax=new_ax())
+    assert bare.get_legend() is None and len(bare.collections) == 1
+    for labels in (kind[:50], torch.arange(60), torch.zeros(60)):
+        with pytest.raises(ValueError, match=r"a label for each of 60 rows, of 2 to 20 classes; got labels of shape"):
+            plot.scatter(table_model(), randn(60, 3), labels, new_ax())
+
+
+def test_near_rows_are_near_in_a_plane():
+    kind = torch.arange(150) % 5
+    rows = 9 * torch.eye(5)[kind] + randn(150, 5)
+    points, method = plot.in_a_plane(rows)
+    assert (points.shape, method) == ((150, 2), "t-SNE")
+    assert plot.alike(points, kind.numpy()) > 0.95 > 0.4 > plot.alike(points, kind.roll(1).sort().values.numpy())
+    assert (points == plot.in_a_plane(rows)[0]).all()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [randn(99, 5), randn(150, 2), randn(150, 1), torch.ones(150, 4), randn(150, 1) * torch.ones(150, 4), randn(2, 3)],
+    ids=["few", "two columns", "one column", "all alike", "on a line", "two rows"],
+)
+def test_what_needs_no_tsne_is_drawn_by_pca(rows):
+    points, method = plot.in_a_plane(rows)
+    assert points.shape == (len(rows), 2) and method == "PCA"
+    centred = rows.double() - rows.double().mean(0)
+    kept = torch.linalg.svdvals(centred)[:2].square().sum()
+    assert (points**2).sum() == pytest.approx(float(kept), rel=1e-5, abs=1e-9)
+
+
+def test_classes_are_in_order_and_gaps_are_none():
+    assert plot.classes([10, 2, 10]) == (["2", "10"], pytest.approx([1, 0, 1]))
+    assert plot.classes([10.0, math.nan, 2.5]) == (["2.5", "10"], pytest.approx([1, -1, 0]))
+    assert plot.classes(["b", "", "a"])[0] == ["a", "b"]
+    assert plot.classes([1, 0, 1], ["cat", "dog"])[0] == ["cat", "dog"]
+    assert plot.classes(np.array([1, "x", None], dtype=object))[0] == ["1", "x"]
+    assert plot.classes(np.arange(20)) is not None and plot.classes(np.arange(21)) is None
+    assert len(set(plot.STYLE["classes"])) == plot.MAX_CLASSES
+
+
+def test_a_dot_is_no_neighbour_of_its_own():
+    assert plot.alike([[0.0, 0], [1, 0], [9, 0]], np.array([0, 1, 1])) == pytest.approx(1 / 3)

@@ -1,11 +1,13 @@
 """What the codes know of the labels."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import fewfire as ff
-from fewfire.probing import MEANINGS, probe, read_labels
+from fewfire.probing import MEANINGS, _split, probe, read_labels
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,37 @@ def test_codes_beside_columns_and_pca(trained):
     assert found["pca"]["knn_accuracy"] == pytest.approx(found["columns"]["knn_accuracy"], abs=0.01)
 
 
+def test_the_share_of_variance_that_is_not_rebuilt(trained):
+    model, x, labels = trained
+    found = {name: view["fvu"] for name, view in probe(model, x, labels).items()}
+    assert found["columns"] == 0 and found["pca"] == pytest.approx(0, abs=1e-12)  # as many components as columns
+    assert found["codes"] == pytest.approx(ff.evaluate(model, x)["fvu"], rel=0.1)
+    narrow = ff.Autoencoder(20, 3, "relu")
+    of_three = probe(narrow, x, labels)["pca"]["fvu"]
+    spread = np.linalg.eigvalsh(np.cov(x.T))[::-1]
+    assert of_three == pytest.approx(spread[3:].sum() / spread.sum(), rel=0.1)
+    of_others = probe(ff.Autoencoder(20, 3, d_out=5), ff.ArraySource(x, x[:, :5]), labels)
+    assert [math.isnan(view["fvu"]) for view in of_others.values()] == [False, True, True]
+
+
+def test_targets_are_what_is_rebuilt(trained):
+    """Of a denoiser's pairs, the columns themselves are off by the noise."""
+    model, x, labels = trained
+    noisy = x + np.random.default_rng(3).normal(size=x.shape)
+    found = probe(model, ff.ArraySource(noisy, x), labels)
+    assert found["columns"]["fvu"] == pytest.approx(1 / x.var(0).mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("counts", [(198, 2), (2, 3, 4, 191), (50, 150)])
+def test_every_class_is_learned_and_tested(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    for seed in range(5):
+        train, test = _split(labels, seed)
+        assert sorted([*train, *test]) == list(range(len(labels)))
+        assert set(labels[train]) == set(labels[test]) == set(labels)
+        assert len(test) == pytest.approx(len(labels) / 4, abs=3)
+
+
 def test_labels_that_say_nothing_score_as_chance(trained):
     model, x, _ = trained
     found = probe(model, x, np.random.default_rng(1).permutation(np.arange(600) % 3).astype(str))
@@ -58,8 +91,10 @@ def test_it_repeats_itself_and_reads_no_further_than_it_must(trained):
         (np.zeros((600, 1)), "labels of shape"),
         (np.zeros(600), "two or more classes"),
         (np.arange(600), "each on at least two rows"),
+        (["a", "b"] * 299 + ["", "a"], "1 of 600 have none, first row 598"),
+        ([None, *([0, 1] * 299), math.nan], "2 of 600 have none, first row 0"),
     ],
-    ids=["too few", "2-d", "one class", "all different"],
+    ids=["too few", "2-d", "one class", "all different", "empty", "None and NaN"],
 )
 def test_labels_that_do_not_fit(trained, labels, says):
     with pytest.raises(ValueError, match=says):
@@ -80,7 +115,39 @@ def test_where_labels_come_from(trained, tmp_path):
     for name in ("t.csv", "t.parquet"):
         assert (read_labels("kind", source, str(tmp_path / name)) == labels).all()
     assert (read_labels("labels", ff.digits()) == ff.digits().labels).all()
+    for delimiter, decimal in ((";", ","), ("\t", ".")):
+        table.to_csv(tmp_path / "t.csv", index=False, sep=delimiter, decimal=decimal)
+        assert (read_labels("kind", source, str(tmp_path / "t.csv")) == labels).all()
     with pytest.raises(ValueError, match=r"no labels 'sort'.*own: c0, c1"):
         read_labels("sort", source, str(tmp_path / "t.csv"))
     with pytest.raises(ValueError, match=r"own: nothing"):
         read_labels("sort", source)
+
+
+def test_a_gap_among_labels_is_no_label(trained, tmp_path):
+    model, x, labels = trained
+    words = np.array(["ant", "bee", "cow"])[labels].tolist()
+    words[7] = ""
+    (tmp_path / "y.txt").write_text("\n".join(words) + "\n")
+    table = pd.DataFrame(x).add_prefix("c").assign(kind=words, number=labels)
+    table.loc[7, "number"] = None
+    table.to_csv(tmp_path / "t.csv", index=False)
+    for spec in (tmp_path / "y.txt", "kind", "number"):
+        found = read_labels(spec, ff.ArraySource(x), str(tmp_path / "t.csv"))
+        with pytest.raises(ValueError, match="1 of 600 have none, first row 7"):
+            probe(model, x, found)
+
+
+def test_blank_lines_are_passed_over_as_in_the_rows(tmp_path):
+    (tmp_path / "t.csv").write_text('\na,kind\n1,x\n\n2,"y, z"\n')
+    assert read_labels("kind", ff.ArraySource(np.zeros((2, 1))), str(tmp_path / "t.csv")).tolist() == ["x", "y, z"]
+
+
+@pytest.mark.parametrize("name", ["y.csv", "y.txt"])
+def test_a_file_of_labels_has_one_column(tmp_path, name):
+    (tmp_path / name).write_text("id,label\n" + "".join(f"{i},{i % 2}\n" for i in range(40)))
+    with pytest.raises(ValueError, match=r"one label a line in .*, got 2 columns such as '"):
+        read_labels(tmp_path / name, ff.ArraySource(np.zeros((40, 1))))
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="text in UTF-8 with one a line"):
+        read_labels(tmp_path / name, ff.ArraySource(np.zeros((40, 1))))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fewfire import files
+from fewfire import files, plot
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Layout
 from fewfire.evaluation import Evaluation, evaluate
-from fewfire.report import METRICS, charts, words, write_report
+from fewfire.report import METRICS, charts, labels, words, write_report
 from fewfire.report import gather as gathering
 from fewfire.runs import Run, load_config, open_run, train
 from fewfire.sources import ArraySource
@@ -86,7 +86,8 @@ def digits(tmp_path_factory) -> Run:
     return train(config, tmp_path_factory.mktemp("runs") / "digits", progress=False)
 
 
-def test_a_run_of_images(digits):
+def test_a_run_of_images(digits, monkeypatch):
+    monkeypatch.setattr("fewfire.plot.MAX_DOTS", 150)  # t-SNE of all of them takes seconds
     page = page_of(digits, digits.source())
     check_self_contained(page)
     assert "32 features of 1,617 handwritten digits" in page.text
@@ -223,6 +224,93 @@ def test_no_rows_is_an_error():
 
     with pytest.raises(ValueError, match="gave none"):
         gathering.gather(Autoencoder(4, 8, "relu"), Empty())
+
+
+# ---------------------------------------------------------------------------------------------- labels
+
+
+def bundles(n: int, kinds: int = 3, width: int = 6) -> tuple[torch.Tensor, np.ndarray]:
+    """(n, width) rows about as many middles as there are kinds, and which each belongs to."""
+    kind = np.arange(n) % kinds
+    return 20 * torch.eye(max(width, kinds))[kind, :width] + randn(n, width), kind
+
+
+def test_rows_are_coloured_by_label_beside_the_columns(tmp_path):
+    x, kind = bundles(120)
+    names = np.array([HOSTILE, "b", "c"])
+    source = ArraySource(x, labels=names[kind])
+    run = bare_run(tmp_path, Autoencoder(6, 40, "relu"))
+    page = page_of(run, source)
+    check_self_contained(page)
+    assert page.text == page_of(run, source).text  # t-SNE as well
+    assert page.count("div", "cloud") == 2 and page.text.count("&lt;script&gt;") == 1  # too long to stand in a picture
+    colours = [f"background:{colour}" for colour in plot.STYLE["classes"][:3]]
+    assert [i["style"] for i in page.all("i") if i.get("style") in colours] == colours
+    found = labels.clouds(run.model, source)
+    assert [n for _, _, n in found.legend] == [40, 40, 40] and found.method == "t-SNE"
+    for picture in found.pictures:
+        places = [tuple(map(float, at.split())) for _, dots in picture.dots for at in dots[1:-2].split("h0M")]
+        assert len(places) == 120 and np.min(places) >= 0 and np.max(places) <= 100
+        assert picture.alike > 0.9
+    assert found.says in page.text and "100% among the columns; by chance it would be 33%." in found.says
+
+
+def test_short_names_stand_where_their_class_is():
+    x, kind = bundles(120)
+    found = labels.clouds(Autoencoder(6, 2, "relu"), ArraySource(x, labels=kind))
+    assert found.method == "PCA (first) and t-SNE (second)"
+    columns = found.pictures[1]
+    assert [name for name, _, _ in columns.names] == ["0", "1", "2"]
+    for (_, left, top), colour in zip(columns.names, plot.STYLE["classes"], strict=False):
+        own = [
+            tuple(map(float, at.split())) for c, dots in columns.dots if c == colour for at in dots[1:-2].split("h0M")
+        ]
+        assert np.abs(np.mean(own, 0) - (left, top)).max() < 10
+    assert labels.clouds(Autoencoder(6, 2, "relu"), ArraySource(randn(120, 6), labels=kind)).pictures[1].names == []
+
+
+def test_a_name_stands_where_its_class_is_thickest_and_inside_the_picture():
+    far, thick = np.array([[5.0, 5], [95, 5]]), 50 + randn(20, 2).double().numpy()
+    ((_, left, top),) = labels._names(np.concatenate([far, thick]), np.zeros(22, dtype=int), ["a"])
+    assert abs(left - 50) < 3 and abs(top - 50) < 3
+    assert next(labels._names(np.array([[1.0, 50]]), np.zeros(1, dtype=int), ["ten letter"])) == ("ten letter", 14, 50)
+
+
+def test_the_second_picture_is_turned_towards_the_first():
+    points = randn(50, 2).double().numpy()
+    turned = points @ np.array([[0.6, 0.8], [0.8, -0.6]]) + 3  # mirrored as well
+    assert np.allclose(labels._turned(turned, points), points - points.mean(0))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, np.arange(120), np.zeros(120), np.zeros((120, 2)), randn(120).numpy()],
+    ids=["none", "all different", "one class", "2-d", "measurements"],
+)
+def test_without_a_few_classes_there_is_no_picture(tmp_path, given):
+    source = ArraySource(bundles(120)[0], labels=given)
+    assert 'class="cloud"' not in page_of(bare_run(tmp_path, Autoencoder(6, 3, "relu")), source).text
+
+
+def test_sorted_files_are_drawn_from_throughout(monkeypatch):
+    monkeypatch.setattr("fewfire.plot.MAX_DOTS", 30)
+    x, kind = bundles(3000)
+    kind = np.sort(kind).astype(float)
+    x[::2], kind[::7] = torch.nan, np.nan
+    found = labels.clouds(Autoencoder(6, 3, "relu"), ArraySource(x, labels=kind))
+    assert len(found.legend) == 3 and all(n for _, _, n in found.legend) and found.n_rows < 30
+
+
+def test_of_gaussian_latents_the_mean_activation_is_no_mean_of_sigmoids(tmp_path):
+    model = Autoencoder(16, 9, "gaussian")
+    with torch.no_grad():
+        model.encoder.b_enc[:9] = 3.0
+    page = page_of(bare_run(tmp_path, model, objective=[{"name": "kl", "rho": 0.05}]), ArraySource(randn(90, 16)))
+    assert "KL penalty" not in page.text
+    with torch.no_grad():
+        model.encoder.b_enc.zero_(), model.encoder.W_enc.zero_()
+    page = page_of(bare_run(tmp_path / "still", model), ArraySource(randn(90, 16)))
+    assert "9 of 9 normal latents hardly vary" in page.text and "one half" not in page.text
 
 
 # ---------------------------------------------------------------------------------------- words and charts

@@ -9,6 +9,7 @@ import yaml
 
 import fewfire as ff
 from fewfire import runs
+from fewfire.autoencoder import default_latents
 from fewfire.files import read_config
 from fewfire.runs import RunConfig, load_config, open_run, train
 
@@ -359,6 +360,15 @@ def test_a_resume_may_change_what_does_not_touch_the_numbers(data, tmp_path):
     assert same(weights(first), weights(again))
 
 
+def test_a_resumed_run_keeps_its_number_of_threads(data, tmp_path):
+    """Also in its configuration, where the next resume reads it."""
+    train(config(data, train={"threads": 2, "checkpoint_every": 5}), tmp_path / "run", progress=False)
+    (tmp_path / "run" / "checkpoints" / "step-000000020.safetensors").unlink()
+    assert load_config(tmp_path / "run" / "config.yaml").train.threads == 2
+    train(config(data, train={"checkpoint_every": 5}), tmp_path / "run", resume=True, progress=False)
+    assert load_config(tmp_path / "run" / "config.yaml").train.threads == 2
+
+
 def test_skipped_nan_rows_do_not_spoil_the_end(rows, tmp_path):
     """Rows that training skipped are left out of its summary as well."""
     rows = rows.copy()
@@ -388,7 +398,7 @@ def test_make_trainer_defaults_to_what_suits_the_source(monkeypatch):
     assert trainer.model.n_latents == 256
     small, narrow = runs.ModelConfig(activation={"name": "topk", "k": 1}), ff.ArraySource(np.zeros((2, 3)))
     assert runs.make_trainer(RunConfig(model=small), narrow, progress=False).model.n_latents == 12
-    monkeypatch.setattr("fewfire.runs.building.MAX_DEFAULT_LATENTS", 8)
+    monkeypatch.setattr("fewfire.autoencoder.MOST_LATENTS", 8)
     assert runs.make_trainer(RunConfig(model=small), narrow, progress=False).model.n_latents == 8
 
 
@@ -398,3 +408,57 @@ def test_saved_yaml_is_read_back_as_it_was_written(data, tmp_path):
     plain = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert plain["train"]["learning_rate"] == 1e-5
     assert plain["train"]["eps"] == 1e-12
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.2])
+def test_units_under_kl_start_at_the_mean_that_it_asks_for(rho):
+    sections = {"model": {"activation": "sigmoid"}, "objective": ["mse", {"name": "kl", "rho": rho}]}
+    trainer = runs.make_trainer(RunConfig.model_validate(sections), ff.digits(), progress=False)
+    assert torch.allclose(trainer.model.encoder.b_enc.sigmoid(), torch.tensor(rho))
+    plain = runs.make_trainer(RunConfig(), ff.digits(), progress=False)
+    assert plain.model.encoder.b_enc.eq(0).all()
+
+
+def test_the_defaults_of_logistic_units_meet_their_own_target(recwarn):
+    """They came to a mean activation of 0.14 for 0.05, and to a warning."""
+    sections = {"model": {"activation": "sigmoid"}, "train": {"epochs": 60, "threads": 1}}
+    trainer = runs.make_trainer(RunConfig.model_validate(sections), ff.digits(), progress=False)
+    trainer.fit()
+    assert not list(recwarn)
+    assert list(trainer.terms) == ["mse", "kl", "weight_decay"]
+    assert trainer.summary["mean_activation"] < 0.08
+    assert trainer.summary["explained_variance"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((3,), 12), ((64,), 256), ((784,), 3136), ((3, 32, 32), 1365), ((5000,), 838), ((100_000,), 64), ((1,), 4)],
+)
+def test_how_many_latents_by_default(shape, expected):
+    """Of 40 pictures of 32 x 32 in colour it made 12,288, an hour's work in 1.7 GB."""
+    assert default_latents(shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("steps=100", "no setting 'steps'; `fewfire config` prints what there is; did you mean 'train.steps'"),
+        ("train.n_latents=3", "did you mean 'model.n_latents'"),
+        ("train.stepz=3", "did you mean 'steps'"),
+        ("data.options.delimiter=,", """in quotes it is text: --set "data.options.delimiter=','\""""),
+        ("data.options.delimiter=|", """--set "data.options.delimiter='|'\""""),
+    ],
+)
+def test_a_setting_that_is_elsewhere_or_needs_quotes(text, sentence):
+    with pytest.raises(ValueError) as refusal:
+        settings(text)
+    assert sentence in str(refusal.value)
+
+
+def test_train_config_alone_refuses_in_one_line():
+    with pytest.raises(ValueError, match=r"^no setting 'step'; .* did you mean 'steps'\?$"):
+        ff.TrainConfig(step=3)
+    with pytest.raises(ValueError, match=r"^steps: Input should be greater than or equal to 1; got 0$"):
+        ff.TrainConfig(steps=0)
+    with pytest.raises(ValueError, match=r"^expected steps or epochs, got both; leave one out$"):
+        ff.TrainConfig(steps=1, epochs=1)

@@ -35,6 +35,31 @@ def test_score_is_the_mean_squared_error_in_model_space(trained):
     np.testing.assert_allclose(scores.share, error / error.sum(1, keepdims=True), rtol=1e-5)
 
 
+@pytest.mark.parametrize("preprocess", ["row_mean", ["row_mean", "clip_scale"], "whiten"])
+def test_the_score_is_the_error_that_training_lowers(preprocess):
+    """On the way to data space and back, row_mean and clip_scale lose some of it."""
+    x = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    model = ff.Autoencoder(6, 4, "relu", preprocess=preprocess)
+    ff.Trainer(model, x, [ff.MSE()], ff.TrainConfig(steps=50), progress=False).fit()
+    with torch.no_grad():
+        out = model(model.to_model_space(torch.from_numpy(x)))
+    np.testing.assert_allclose(score_rows(model, x).score, (out.recon - out.x).square().mean(1), rtol=1e-5)
+
+
+def test_targets_are_checked_as_rows_are(tmp_path, monkeypatch):
+    x = np.zeros((4, 3), np.float32)
+    target = x.copy()
+    target[3, 2] = math.nan
+    model = ff.Autoencoder(3, 4)
+    with pytest.raises(ValueError, match="target holds NaN, first in row 3, column 2"):
+        score_rows(model, x, target)
+    monkeypatch.setattr("fewfire.scoring.BATCH", 2)
+    with pytest.raises(ValueError, match="target holds NaN, first in row 3, column 2"):
+        write_scores(model, ff.ArraySource(x, target), tmp_path / "s.csv", above=1.0)
+    with pytest.raises(ValueError, match=r"targets of shape \(4, 5\), got \(4, 3\); this model's targets are not"):
+        score_rows(ff.Autoencoder(3, 4, d_out=5), x)
+
+
 def test_a_row_without_error_has_no_column_to_blame():
     model = ff.Autoencoder(3, 4)
     with torch.no_grad():

@@ -168,7 +168,7 @@ def test_a_term_does_not_depend_on_how_many_rows_say_the_same(name):
 def test_columns_are_summed(term):
     x, logits = random(7, 5).sigmoid(), random(7, 5, seed=1)
     once = ForwardOutput(x, x, x, x, logits.sigmoid(), logits)
-    twice = ForwardOutput(*(torch.cat([t, t], dim=1) for t in once))
+    twice = ForwardOutput(*(torch.cat([t, t], dim=1) for t in once[:-1]))
     assert float(term(None, twice)) == pytest.approx(2 * float(term(None, once)), rel=1e-12)
 
 
@@ -292,22 +292,30 @@ def test_k_aux_of_nothing_is_refused(k_aux):
 
 
 @pytest.mark.parametrize("term", [ff.MSE, ff.BCE])
-def test_what_the_corruption_left_alone_counts_less(term):
+def test_what_the_corruption_did_not_choose_counts_less(term):
+    """Whether it was changed says nothing: half of the chosen entries were 0 before they were masked."""
     x, logits = random(7, 5).sigmoid(), random(7, 5, seed=1)
     touched = random(7, 5, seed=2) > 0
+    x[:, ::2] = 0
     x_in = x.where(~touched, 0.0)
-    out = ForwardOutput(x, x_in, x, x, logits.sigmoid(), logits)
+    out = ForwardOutput(x, x_in, x, x, logits.sigmoid(), logits, touched)
+    assert ((x_in == x) & touched).any()
     each = [term().error(out._replace(x=x[:, [i]], recon=out.recon[:, [i]], recon_logits=logits[:, [i]]), "none")
             for i in range(5)]  # fmt: skip
     error = torch.cat(each, dim=1)
-    for intact in (0, 0.5, 1):
-        expected = (error * torch.where(touched, 1.0, intact)).sum() / 7
+    for intact in (0, 0.1, 1):
+        expected = (error * error.new_tensor([intact, 1.0])[touched.long()]).sum() / 7
         assert float(term(intact=intact)(None, out)) == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_emphasis_needs_inputs_like_the_targets():
-    with pytest.raises(ValueError, match="leave intact at 1"):
-        ff.MSE(intact=0)(None, ForwardOutput(random(7, 5), random(7, 4), *[random(7, 5)] * 4))
+def test_emphasis_needs_to_know_what_was_chosen():
+    out = ForwardOutput(*[random(7, 5)] * 6)
+    with pytest.raises(
+        ValueError, match=r"expected out.chosen of the targets' shape \(7, 5\), got none; .*intact at 1"
+    ):
+        ff.MSE(intact=0)(None, out)
+    with pytest.raises(ValueError, match=r"\(7, 5\), got shape \(7, 4\); .*leave intact at 1"):
+        ff.MSE(intact=0)(None, out._replace(chosen=random(7, 4) > 0))
     with pytest.raises(ValueError, match="from 0 to 1, got 2"):
         ff.MSE(intact=2)
 
@@ -452,6 +460,18 @@ def test_trainer_passes_the_verdict_on():
     trainer = ff.Trainer(ff.Autoencoder(5, 8, "sigmoid"), ff.ArraySource(random(7, 5)), terms, config, progress=False)
     with pytest.warns(ff.SparsityWarning, match=r"KL penalty .* \(now 0\)"):
         trainer.fit()
+    assert "of 8 latents exceed one half per row" in trainer.describe()
+
+
+def test_of_gaussian_latents_the_mean_says_nothing_of_a_mean_of_sigmoids():
+    model = ff.Autoencoder(5, 8, "gaussian")
+    with torch.no_grad():
+        model.encoder.b_enc[:8] = 3.0
+    terms = [ff.MSE(), ff.KLSparsity(weight=0.0)]
+    trainer = ff.Trainer(model, ff.ArraySource(random(7, 5)), terms, ff.TrainConfig(steps=2), progress=False)
+    trainer.fit()  # without a warning, which the tests make an error
+    assert trainer.summary["mean_activation"] > 1
+    assert "8 latents, none of them ever 0" in trainer.describe() and "one half" not in trainer.describe()
 
 
 REFUSALS = {
@@ -484,3 +504,20 @@ def test_only_the_l1_that_asks_for_norms_needs_a_linear_decoder():
 def test_rho_is_a_mean_activation(rho):
     with pytest.raises(ValueError, match=f"between 0 and 1, got {rho}"):
         ff.KLSparsity(rho=rho)
+
+
+@pytest.mark.parametrize("term", [ff.KLSparsity(weight=7), ff.L1(weight=7)], ids=lambda t: t.name)
+def test_a_penalty_that_is_met_by_learning_nothing_is_too_strong(term):
+    """The mean activation was right, two hundredths of the variance were explained, and not a word was said."""
+    words = term.verdict({**SUMMARY, "explained_variance": 0.024})
+    assert all(
+        w in words for w in ("learned nothing: 2.4% of variance", "lower the penalty's weight (now 7)", "longer")
+    )
+    assert term.verdict({**SUMMARY, "explained_variance": 0.2}) is None
+    assert term.verdict({**SUMMARY, "explained_variance": math.nan}) is None, "no row varies"
+
+
+def test_more_weight_is_no_advice_where_nothing_was_learned():
+    words = ff.KLSparsity().verdict({**SUMMARY, "mean_activation": 0.4, "explained_variance": 0.0})
+    assert "; raise" not in words
+    assert "train longer before" in words

@@ -115,6 +115,8 @@ def test_defaults_depend_on_the_data():
         ({"learning_rate": math.nan}, 10, "learning_rate"),
         ({"clip_norm": math.inf}, 10, "finite"),
         ({"learning_rat": 1}, 10, "learning_rat"),
+        ({"betas": (0.9, 1.0)}, 10, r"(?s)betas\.1.*less than 1"),
+        ({"betas": (-0.1, 0.9)}, 10, r"(?s)betas\.0.*greater than or equal to 0"),
         ({"lr_warmup": 0.9, "lr_decay": 0.5}, 10, "rise and fall at once"),
         ({"schedules": {"mse.weight": [(0.5, 1), (0.2, 3)]}}, 10, "fractions rising from 0 to 1"),
         ({"schedules": {"mse.weight": [(0, 1), (1.5, 3)]}}, 10, "fractions rising from 0 to 1"),
@@ -292,6 +294,28 @@ def test_shapes_are_checked_before_anything_else(rows):
     endless.n_rows = None
     with pytest.raises(ValueError, match="never end"):
         ff.Trainer(model, ff.ArraySource(rows), validation=endless)
+
+
+def test_columns_are_checked_before_anything_else(rows):
+    """They used to be compared after the last step."""
+    names, reverse = [tuple(order) for order in ("abcdefghijkl", "lkjihgfedcba")]
+
+    def source(columns):
+        made = ff.ArraySource(rows)
+        made.layout = ff.Layout(columns=columns)
+        return made
+
+    def model(columns=()):
+        return ff.Autoencoder(12, 24, layout=ff.Layout(columns=columns))
+
+    refused = pytest.raises(ValueError, match="columns that the model was trained on.*another order: column 0")
+    with refused:
+        ff.Trainer(model(), source(names), validation=source(reverse))
+    with refused:
+        ff.Trainer(model(reverse), source(names))
+    with refused:
+        ff.Trainer(model(names), source(()), validation=source(reverse))
+    ff.Trainer(model(names), source(()), validation=source(names))
 
 
 def test_objectives_that_cannot_be(rows):
@@ -560,6 +584,77 @@ def test_rounding_is_not_out_of_range(rows):
     make(unit, activation="sigmoid", network={"name": "linear", "output": "sigmoid"}, terms=["bce"], steps=9).fit()
 
 
+@quiet
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_infinity_is_not_out_of_range_but_not_finite(rows, value):
+    """What is to be skipped is skipped; a value that no sigmoid reaches is told beside it all the same."""
+    sigmoid = {"network": {"name": "linear", "output": "sigmoid"}, "terms": ["mse"], "preprocess": "minmax"}
+    bad = rows.copy()
+    bad[17, 3] = value
+    trainer = make(bad, **sigmoid, on_nonfinite="skip", steps=21)
+    trainer.fit()
+    assert trainer.skipped == 3
+    settings = {**sigmoid, "preprocess": None, "batch_size": 200}
+    unit = (bad - rows.min(0)) / np.ptp(rows, 0)
+    with pytest.raises(ff.TrainingError, match=r"row 17, column 3,.*on_nonfinite to 'skip'"):
+        make(unit, **settings).fit()
+    unit[5, 2] = 1.5
+    with pytest.raises(ValueError, match=r"between 0 and 1\.5 \(row 5\)"):
+        make(unit, **settings).fit()
+
+
+PLAIN = {"activation": "relu", "terms": ["mse"], "network": {"name": "linear", "unit_norm": False}}
+
+
+@quiet
+def test_a_run_that_diverged_is_no_success(rows):
+    """Skipped steps leave the weights of the last one that was finite, which may be 1e25."""
+    with pytest.raises(ff.TrainingError, match=r"diverged.*learning rate \(now 1e\+25\)"):
+        make(rows, **PLAIN, learning_rate=1e25, lr_schedule="constant", on_nonfinite="skip").fit()
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_the_last_step_is_looked_at_too(rows, on_nonfinite, tmp_path):
+    trainer = make(rows, tmp_path, **PLAIN, learning_rate=1e38, steps=1, on_nonfinite=on_nonfinite)
+    trainer.engine.step = lambda batch, state, step=trainer.engine.step: (
+        step(batch, state),
+        trainer.model.encoder.W_enc.data.fill_(math.inf),
+    )[0]
+    with pytest.raises(ff.TrainingError, match=r"weights are not finite after step 1; lower the learning rate"):
+        trainer.fit()
+
+
+@quiet
+def test_values_too_large_to_square_are_not_the_models_fault(rows):
+    make(rows.astype(np.float64) * 1e200, preprocess="minmax", dtype="float64").fit()
+
+
+@quiet
+def test_a_trainer_starts_once(rows):
+    """A second fit trained nothing, and put its two lines in the place of the log."""
+    trainer = make(rows)
+    history = trainer.fit()
+    before = list(history)
+    for resume in (False, True):
+        with pytest.raises(ff.TrainingError, match="this Trainer has made 30 of its 30 steps.*make a new one"):
+            trainer.fit(resume=resume)
+    assert trainer._log.history == before
+    stopped = make(damaged(rows))
+    with pytest.raises(ff.TrainingError, match="row 17"):
+        stopped.fit()
+    with pytest.raises(ff.TrainingError, match="row 17|starts only once"):
+        stopped.fit()
+
+
+@quiet
+def test_a_trainer_with_a_folder_may_resume_itself(rows, tmp_path):
+    trainer = make(rows, tmp_path)
+    trainer.fit()
+    weights = bits(trainer)
+    trainer.fit(resume=True)
+    assert same(bits(trainer), weights)
+
+
 def test_skipping_everything_is_no_success(rows):
     with pytest.raises(ff.TrainingError, match="none of 5 steps was finite"):
         make(damaged(rows), terms=["mse"], steps=5, batch_size=200, on_nonfinite="skip").fit()
@@ -591,6 +686,12 @@ RESUMABLE = {
     "adam": {},
     "partial batches": {"batch_size": 48},
     "corruption": {"corruption": "masking"},
+    "emphasis": {
+        "corruption": "masking",
+        "terms": [{"name": "mse", "intact": 0.5}],
+        "validation_fraction": 0.2,
+        "validate_every": 4,
+    },
     "preprocess": {"preprocess": "standardize"},
     "validation": {"validation_fraction": 0.2, "validate_every": 4},
     "patience": {"validation_fraction": 0.2, "validate_every": 2, "patience": 3, "learning_rate": 0.1},
@@ -790,6 +891,7 @@ def test_validation_rows_are_never_trained_on(rows):
     assert trainer.summary["n_rows"] == 50
 
 
+@pytest.mark.filterwarnings("ignore:the L1 penalty is met")  # in seven steps nothing is learned
 def test_validation_is_logged_and_is_the_objective(rows):
     trainer = make(
         rows, validation_fraction=0.25, steps=7, validate_every=3, terms=["mse", {"name": "l1", "weight": 0.5}]
@@ -845,10 +947,57 @@ def test_losses_under_changing_weights_are_not_compared(rows):
     inner, calls = trainer.best.compare, []
     trainer.best.compare = lambda *a, **k: (calls.append(trainer.state.step), inner(*a, **k))[1]
     trainer.fit()
-    assert calls[0] == 20
+    assert calls[0] == 21, "step 20 of 40 has the weight at 19/39, a little below half"
     assert trainer.state.step > 20
     with pytest.raises(ValueError, match="patience would never act: the schedule of l1.weight moves to the very end"):
         make(rows, activation="relu", schedules={"l1.weight": [(0, 0), (1, 50)]}, **settings)
+
+
+@quiet
+def test_a_loss_from_before_a_jump_is_no_best(rows):
+    """The weight jumps after step 20: the loss of that step, without the penalty, stayed the best for ever."""
+    schedules = {"l1.weight": [(0, 0), (0.5, 0), (0.5, 50)]}
+    for steps in (40, 41):  # of 41, step 21 stands exactly at the jump, with the value before it
+        settings = {"steps": steps, "validation_fraction": 0.3, "validate_every": 1, "patience": 3}
+        trainer = make(rows, activation="relu", terms=["mse", "l1"], schedules=schedules, **settings)
+        inner, weights = trainer.best.compare, []
+        trainer.best.compare = lambda *a, k=inner, w=weights, t=trainer, **n: (
+            w.append(t.terms["l1"].weight),
+            k(*a, **n),
+        )
+        trainer.fit()
+        assert set(weights) == {50}
+
+
+def test_when_schedules_have_settled(rows):
+    def settled(*points):
+        schedules = make(rows, schedules={"mse.weight": points}).schedules
+        return [schedules.settled(done) for done in (0, 0.49, 0.5, 0.51, 1)]
+
+    assert settled((0, 3)) == [True] * 5
+    assert settled((0, 0), (0.5, 3)) == [False, False, True, True, True]
+    assert settled((0, 0), (0.5, 0), (0.5, 3)) == [False, False, False, True, True]
+    assert settled((0, 0), (0, 3)) == [False, True, True, True, True]
+    assert settled((0, 3), (0.5, 0), (0.5, 3)) == [False, False, False, True, True], "3 at the beginning is not the end"
+
+
+@quiet
+def test_an_early_stop_leaves_a_checkpoint_where_it_is(rows, tmp_path):
+    """With checkpoint_every 0 there was none, and the next run in the folder took its place."""
+    settings = {"steps": 3000, "validation_fraction": 0.25, "patience": 1, "validate_every": 5, "learning_rate": 0.3}
+    for every in (0, 7):
+        folder = tmp_path / str(every)
+        trainer = make(rows, folder, checkpoint_every=every, **settings)
+        trainer.fit()
+        assert trainer.state.step < 3000
+        assert checkpoint.latest(folder / "checkpoints").name == f"step-{trainer.state.step:09d}.safetensors"
+        again = make(rows, folder, checkpoint_every=every, **settings)
+        seen = watch(again)
+        again.fit(resume=True)
+        assert seen == []
+        assert same(again.model.state_dict(), trainer.model.state_dict())
+        with pytest.raises(FileExistsError, match="holds the checkpoints of a run"):
+            make(rows, folder, steps=5).fit()
 
 
 @quiet
@@ -878,7 +1027,7 @@ def test_a_penalty_that_did_nothing_is_a_warning(rows):
         ff.SparsityWarning, match=r"L1 penalty did nothing: .* of 24 latents fire per row; raise its weight"
     ):
         idle_l1(rows).fit()
-    with pytest.warns(ff.SparsityWarning, match=r"KL penalty did not reach its target.*rho 0.05; raise its weight"):
+    with pytest.warns(ff.SparsityWarning, match=r"KL penalty did not reach its target.*rho 0.05, and nothing else"):
         make(rows, activation="sigmoid", terms=["mse", {"name": "kl", "weight": 1e-6}], steps=3).fit()
 
 

@@ -53,11 +53,37 @@ def test_more_samples_raise_the_bound(vae, x):
 
 def test_the_same_whatever_is_done_at_once(vae, x, monkeypatch):
     whole = ff.variational.log_likelihood(vae, x[:50], n_samples=500, variance=0.25)
-    monkeypatch.setattr("fewfire.variational.MAX_LATENTS_AT_ONCE", 2000)
-    parts = ff.variational.log_likelihood(vae, x[:50], n_samples=500, variance=0.25)
-    assert whole.mean() == pytest.approx(float(parts.mean()), abs=0.1)
-    again = ff.variational.log_likelihood(vae, x[:50], n_samples=500, variance=0.25)
-    assert torch.equal(parts, again)
+    for most in (4000, 300):  # two rows at a time; a part of the draws of one row
+        monkeypatch.setattr("fewfire.variational.MAX_VALUES_AT_ONCE", most)
+        parts = ff.variational.log_likelihood(vae, x[:50], n_samples=500, variance=0.25)
+        assert whole.mean() == pytest.approx(float(parts.mean()), abs=0.1)
+        again = ff.variational.log_likelihood(vae, x[:50], n_samples=500, variance=0.25)
+        assert torch.equal(parts, again)
+
+
+@pytest.mark.parametrize("most", [10_000, 1000])
+def test_no_more_columns_than_allowed_are_decoded_at_once(monkeypatch, most):
+    """Of pictures with few latents, it is the columns that fill the memory."""
+    model = ff.Autoencoder(50, 2, "gaussian")
+    decoded = []
+    model.decoder.register_forward_hook(lambda module, args, out: decoded.append(out.numel()))
+    monkeypatch.setattr("fewfire.variational.MAX_VALUES_AT_ONCE", most)
+    ff.variational.log_likelihood(model, random(30, 50), n_samples=40)
+    assert max(decoded) <= most and sum(decoded) == 30 * 40 * 50
+    assert len(ff.variational.log_likelihood(model, random(0, 50))) == 0
+
+
+def test_the_likelihood_is_of_targets_in_their_own_space(x):
+    model = ff.Autoencoder(4, 2, "gaussian", preprocess_out="standardize", dtype=torch.float64)
+    model.preprocess_out.fit(lambda: [3 * x + 5])
+    W, b = model.decoder.W_dec.detach(), model.decoder.b_dec.detach()
+    covariance = W.T @ W + torch.eye(4, dtype=torch.float64)
+    rows = x[:20].double()
+    exact = torch.distributions.MultivariateNormal(b, covariance).log_prob(model.target_to_model_space(rows))
+    found = ff.variational.log_likelihood(model, rows, n_samples=20_000)
+    assert (found - exact).abs().median() < 0.05  # an untrained encoder draws badly for some of the rows
+    with pytest.raises(ValueError, match=r"gives back its own inputs; got rows of \(4,\) and targets of \(5,\)"):
+        ff.variational.log_likelihood(ff.Autoencoder(4, 2, "gaussian", d_out=5), x)
 
 
 def test_bernoulli():
@@ -89,6 +115,13 @@ def test_a_line_from_one_row_to_the_other(vae, x):
     assert torch.allclose(line[[0, -1]], vae.reconstruct(x[:2]), atol=1e-6)
     assert torch.allclose(line[2], line[[0, -1]].mean(0), atol=1e-5)  # the decoder is linear
     assert torch.equal(ff.variational.interpolate(vae, np.asarray(x[0]), x[1].tolist(), steps=5), line)
+
+
+def test_a_line_keeps_what_was_removed_from_its_ends(x):
+    model = ff.Autoencoder(4, 2, "gaussian", preprocess="row_mean")
+    line = ff.variational.interpolate(model, x[0] + 100, x[1] + 300, steps=3)
+    assert torch.allclose(line[[0, -1]], model.reconstruct(torch.stack([x[0] + 100, x[1] + 300])), atol=1e-4)
+    assert line[1].mean() == pytest.approx(float(line[[0, -1]].mean()), rel=1e-5)
 
 
 def test_what_is_refused(vae, x):

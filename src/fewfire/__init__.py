@@ -13,12 +13,18 @@ from fewfire._version import __version__
 
 if TYPE_CHECKING:
     from fewfire import metrics, plot, variational
-    from fewfire.activations import Activation, Gaussian, ReLU, Sigmoid, TopK, WinnerTakeAll
+    from fewfire.activations import Activation, Gaussian, Plain, ReLU, Sigmoid, TopK, WinnerTakeAll
     from fewfire.autoencoder import Autoencoder
     from fewfire.contracts import Batch, ForwardOutput, Layout, Source, SparseCodes, TrainState
     from fewfire.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
     from fewfire.disk import FolderInUseError, ModelFileError
-    from fewfire.estimators import SparseAutoencoder
+    from fewfire.estimators import (
+        ContractiveAutoencoder,
+        ConvolutionalAutoencoder,
+        DenoisingAutoencoder,
+        SparseAutoencoder,
+        VariationalAutoencoder,
+    )
     from fewfire.evaluation import evaluate
     from fewfire.files import load, save
     from fewfire.networks import Linear, Mlp, Network
@@ -28,12 +34,18 @@ if TYPE_CHECKING:
     from fewfire.trainer import Interrupted, SparsityWarning, TrainConfig, Trainer, TrainingError
 
 _HOME = {
-    "fewfire.activations": ("Activation", "Gaussian", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"),
+    "fewfire.activations": ("Activation", "Gaussian", "Plain", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"),
     "fewfire.autoencoder": ("Autoencoder",),
     "fewfire.contracts": ("Batch", "ForwardOutput", "Layout", "Source", "SparseCodes", "TrainState"),
     "fewfire.corruptions": ("Corruption", "GaussianNoise", "Masking", "SaltAndPepper"),
     "fewfire.disk": ("FolderInUseError", "ModelFileError"),
-    "fewfire.estimators": ("SparseAutoencoder",),
+    "fewfire.estimators": (
+        "ContractiveAutoencoder",
+        "ConvolutionalAutoencoder",
+        "DenoisingAutoencoder",
+        "SparseAutoencoder",
+        "VariationalAutoencoder",
+    ),
     "fewfire.evaluation": ("evaluate",),
     "fewfire.files": ("load", "save"),
     "fewfire.networks": ("Linear", "Mlp", "Network"),
@@ -55,7 +67,10 @@ __all__ = [
     "AuxK",
     "Batch",
     "Contractive",
+    "ContractiveAutoencoder",
+    "ConvolutionalAutoencoder",
     "Corruption",
+    "DenoisingAutoencoder",
     "FolderInUseError",
     "ForwardOutput",
     "Gaussian",
@@ -69,6 +84,7 @@ __all__ = [
     "Mlp",
     "ModelFileError",
     "Network",
+    "Plain",
     "Preprocess",
     "ReLU",
     "SaltAndPepper",
@@ -83,6 +99,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "TrainingError",
+    "VariationalAutoencoder",
     "WeightDecay",
     "WinnerTakeAll",
     "__version__",

@@ -18,6 +18,7 @@ the model saves it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -25,9 +26,14 @@ from torch import Tensor, nn
 
 from fewfire import rng
 from fewfire.contracts import ForwardOutput, Named, TrainState
-from fewfire.terms import L1, AuxK, GaussianKL, KLSparsity, Term
+from fewfire.networks import HIDDEN_ACTIVATIONS
+from fewfire.terms import L1, AuxK, GaussianKL, KLSparsity, Term, WeightDecay
 
-__all__ = ["Activation", "Gaussian", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"]
+__all__ = ["KL_WEIGHT_DECAY", "Activation", "Gaussian", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"]
+
+KL_WEIGHT_DECAY = 3e-3
+"""KL bounds how active units are on average, not how large the decoder's weights are. Without weight decay the units
+shrink to a faint linear code in the foot of the logistic; the textbook has both, too (Ng 2011, CS294A)."""
 
 
 class Activation(Named, nn.Module):
@@ -71,7 +77,7 @@ class Activation(Named, nn.Module):
         return None
 
     def default_terms(self) -> list[Term]:
-        """The sparsity terms that usually go with this mechanism."""
+        """The terms that usually go with this mechanism: what makes it sparse, and what that needs."""
         return []
 
 
@@ -96,7 +102,7 @@ class Sigmoid(Activation):
         return a * (1 - a)
 
     def default_terms(self) -> list[Term]:
-        return [KLSparsity()]
+        return [KLSparsity(), WeightDecay(KL_WEIGHT_DECAY)]
 
 
 class ReLU(Activation):
@@ -113,6 +119,35 @@ class ReLU(Activation):
 
     def default_terms(self) -> list[Term]:
         return [L1()]
+
+
+class Plain(Activation):
+    """Units without sparsity: the bottleneck of a narrow autoencoder, and what the others are compared with.
+
+    Few of them, behind hidden layers, are Hinton & Salakhutdinov 2006, "Reducing the dimensionality of data with neural
+    networks"; with "identity" and one layer they span what PCA does (Baldi & Hornik 1989).
+
+    Parameters
+    ----------
+    function
+        "identity", "relu", "gelu", "elu", "tanh" or "sigmoid".
+    """
+
+    exact_zeros = False
+
+    FUNCTIONS: ClassVar[dict[str, Callable[[Tensor], Tensor]]] = {"identity": lambda z: z, **HIDDEN_ACTIVATIONS}
+
+    def __init__(self, function: str = "identity") -> None:
+        super().__init__()
+        if function not in self.FUNCTIONS:
+            raise ValueError(f"expected function to be one of {', '.join(self.FUNCTIONS)}; got {function!r:.60}")
+        self.function = function
+
+    def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
+        return self.FUNCTIONS[self.function](pre_acts)
+
+    def derivative(self, pre_acts: Tensor) -> Tensor | None:
+        return torch.ones_like(pre_acts) if self.function == "identity" else None
 
 
 class TopK(Activation):

@@ -7,7 +7,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
@@ -20,7 +20,11 @@ from fewfire.networks import OUTPUTS, Network, Sizes
 from fewfire.preprocess import Preprocess, make_preprocess
 from fewfire.rows import as_rows, check_finite, column_names
 
-__all__ = ["Autoencoder"]
+__all__ = ["Autoencoder", "HasModel", "as_model", "default_latents"]
+
+FEWEST_LATENTS, MOST_LATENTS, MOST_WEIGHTS = 64, 16_384, 2**22
+"""of a default width: a table of few columns has room for a dictionary, and pictures do not fill the memory with one.
+The weights are the encoder's, 16 MiB; training holds eight times that, the decoder and adam's averages with it."""
 
 CHUNK = 64
 """Rows per product at inference. A matrix product may round a row differently in batches of different sizes;
@@ -83,7 +87,7 @@ class Autoencoder(nn.Module):
         self.layout = layout or Layout()
         self.layout.check(self.input_shape)
 
-        # copies: building fills in what depends on the width, which must not reach another model's
+        # copies: what is filled in with the width, or fitted, must not reach another model's
         self.activation = copy.deepcopy(Activation.from_config(activation))
         self.activation.build(self.n_latents)
         self.network = copy.deepcopy(Network.from_config(network))
@@ -92,8 +96,8 @@ class Autoencoder(nn.Module):
             unit_norm=self.activation.unit_norm,
             generator=rng.generator(seed, "weights"),
         )
-        self.preprocess: Preprocess | None = make_preprocess(preprocess)
-        self.preprocess_out: Preprocess | None = make_preprocess(preprocess_out)
+        self.preprocess: Preprocess | None = copy.deepcopy(make_preprocess(preprocess))
+        self.preprocess_out: Preprocess | None = copy.deepcopy(make_preprocess(preprocess_out))
         self.to(dtype)  # a preprocess keeps its statistics in float64 all the same
 
     # ------------------------------------------------------------------------------ model space
@@ -178,6 +182,16 @@ class Autoencoder(nn.Module):
         """(B, *input shape) -> (B, *target shape): ``decode(encode(x), like=x)``."""
         rows, model = self._ready(x, self.input_shape)
         return model.decode(model.encode(rows), like=rows if self.input_shape == self.target_shape else None)
+
+    def reconstruct_in_model_space(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """(B, *input shape) -> (B, *target shape): what training compares with ``target_to_model_space(target)``.
+
+        On the way to data space and back a preprocess may lose some of the error: ``row_mean`` removes the
+        reconstruction's own mean, ``clip_scale`` clips it.
+        """
+        rows, model = self._ready(x, self.input_shape)
+        with torch.no_grad():
+            return model._decode_dense(model.encode(rows))
 
     # ------------------------------------------------------------------------------ description
 
@@ -268,6 +282,39 @@ class Autoencoder(nn.Module):
     def _in_dtype(self, dtype: torch.dtype) -> Autoencoder:
         """This model, or a copy in another precision: made afresh, for weights may change behind any cache's back."""
         return self if dtype == self.dtype else copy.deepcopy(self).to(dtype)
+
+
+def default_latents(row_shape: tuple[int, ...]) -> int:
+    """How many latents rows of this shape get when nobody says: four for each column, up to 16,384.
+
+    And up to as many as make an encoder of 2**22 weights; but at least 64, or four for each column of a narrow table.
+    """
+    columns = math.prod(row_shape)
+    return min(4 * columns, MOST_LATENTS, max(FEWEST_LATENTS, MOST_WEIGHTS // columns))
+
+
+class HasModel(Protocol):
+    """A fitted estimator."""
+
+    module_: Autoencoder
+
+
+def as_model(given: Any) -> Autoencoder:
+    """A model, or that of a fitted estimator: an estimator is told by its ``fit`` and, once fitted, its ``module_``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no model, or the estimator has not been fitted.
+    """
+    if isinstance(given, Autoencoder):
+        return given
+    name = type(given).__name__
+    if isinstance(getattr(given, "module_", None), Autoencoder):
+        return given.module_  # type: ignore[no-any-return]
+    if hasattr(given, "fit") and hasattr(given, "get_params"):
+        raise ValueError(f"this {name} has no model yet; call fit(X) first")
+    raise TypeError(f"expected an Autoencoder or a fitted estimator; got a {name}")
 
 
 def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -83,7 +83,10 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """How well and how sparsely the model describes the rows, and what the codes know of LABELS."""
+    """How well and how sparsely the model describes the rows, and what the codes know of LABELS.
+
+    explained_variance weighs columns by their variance; of fvu_columns, all columns have the same say.
+    """
     from fewfire.evaluation import evaluate as measure
     from fewfire.report import METRICS
     from fewfire.runs import open_run
@@ -118,9 +121,10 @@ def _print_probe(views: dict[str, dict[str, float]]) -> None:
 @app.command()
 def encode(run: RunPath, data: DataArg, out: OutFile) -> None:
     """Write the latents of every row: .npz (CSR), .parquet or .npy (dense)."""
-    from fewfire.outputs import write_codes
+    from fewfire.outputs import check_not_input, write_codes
     from fewfire.runs import open_run
 
+    check_not_input(data, out)
     opened = open_run(run)
     shape = write_codes(opened.model, opened.source(data), out)
     _say(f"{out}: {shape[0]:,} rows of {shape[1]:,} latents")
@@ -129,9 +133,10 @@ def encode(run: RunPath, data: DataArg, out: OutFile) -> None:
 @app.command()
 def reconstruct(run: RunPath, data: DataArg, out: OutFile) -> None:
     """Write the reconstruction of every row, a denoiser's output: .npy or .parquet."""
-    from fewfire.outputs import write_reconstructions
+    from fewfire.outputs import check_not_input, write_reconstructions
     from fewfire.runs import open_run
 
+    check_not_input(data, out)
     opened = open_run(run)
     shape = write_reconstructions(opened.model, opened.source(data), out)
     _say(f"{out}: {shape[0]:,} rows of shape {' x '.join(map(str, shape[1:]))}")
@@ -147,9 +152,11 @@ def score(
     ] = None,
 ) -> None:
     """Write how unusual every row is, and which columns make it so: .csv or .parquet."""
+    from fewfire.outputs import check_not_input
     from fewfire.runs import open_run
     from fewfire.scoring import write_scores
 
+    check_not_input(data, out)
     opened = open_run(run)
     rows, anomalies = write_scores(opened.model, opened.source(data), out, above=opened.threshold(threshold))
     _say(f"{out}: {rows:,} rows, {anomalies:,} of them anomalies")
@@ -207,7 +214,10 @@ def doctor() -> None:
 
 @app.command()
 def config() -> None:
-    """Print what a configuration may hold (JSON Schema), and every member's settings with their defaults."""
+    """Print what a configuration may hold, as a JSON Schema: every setting, its default, and the members there are.
+
+    A file to edit and give to `train --config` is the config.yaml of any run.
+    """
     from fewfire.runs import schema
 
     typer.echo(json.dumps(schema(), indent=2))

@@ -60,12 +60,14 @@ class Batch:
 
     ``x`` is the target: the clean row, a transcoder's output, all views of a crosscoder. ``x_in`` is what the
     encoder sees; for a plain autoencoder it is the same tensor. ``rows`` (B,) int64 are the row numbers in the
-    source, so that an error can name them. A source gives data space; Trainer turns it into model space.
+    source, so that an error can name them. A source gives data space; Trainer turns it into model space, and says
+    which entries of ``x_in`` the corruption chose when a term has an ``intact`` below 1.
     """
 
     x_in: Tensor  # (B, *input shape)
     x: Tensor  # (B, *target shape)
     rows: Tensor  # (B,) int64
+    chosen: Tensor | None = None  # (B, *input shape) bool
 
 
 class ForwardOutput(NamedTuple):
@@ -83,6 +85,8 @@ class ForwardOutput(NamedTuple):
     """(B, *target shape) decoder output: an estimate of ``x``"""
     recon_logits: Tensor
     """decoder output before its output non-linearity; the same tensor as ``recon`` where there is none"""
+    chosen: Tensor | None = None
+    """(B, *input shape) bool, the batch's: which entries the corruption chose. The engine puts it here"""
 
 
 class SparseCodes(NamedTuple):
@@ -281,6 +285,14 @@ class Layout:
     kind: Literal["table", "image", "series"] = "table"
     shape: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = ("table", "image", "series")
+        if self.kind not in kinds:
+            raise ValueError(
+                f"expected the layout's kind to be one of {', '.join(kinds)}; got {self.kind!r:.60}"
+                + did_you_mean(self.kind, kinds)
+            )
 
     def check(self, row_shape: tuple[int, ...]) -> None:
         """Refuse rows that this does not describe.

@@ -23,6 +23,14 @@ class Corruption(Named):
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
 
+    def chosen(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, ...) bool: the entries on which ``self(x, generator)`` acts, for a generator in the same state.
+
+        Asked for by emphasis (``MSE(intact=0.5)``) alone. Override it where an entry can be chosen and keep its
+        value: masking a 0 changes nothing, yet only the other columns can tell that it was one.
+        """
+        return self(x, generator) != x
+
 
 class GaussianNoise(Corruption, name="gaussian"):
     """Adds a normal number of standard deviation ``level`` to every value."""
@@ -35,6 +43,9 @@ class GaussianNoise(Corruption, name="gaussian"):
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return x + self.level * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
+    def chosen(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.ones_like(x, dtype=torch.bool)  # a small number may round to no change: chosen all the same
+
 
 class Masking(Corruption):
     """Sets a fraction ``level`` of the values to 0."""
@@ -43,7 +54,10 @@ class Masking(Corruption):
         self.level = _fraction(level)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return x * (_uniform(x, generator) >= self.level)
+        return x * ~self.chosen(x, generator)
+
+    def chosen(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return _uniform(x, generator) < self.level
 
 
 class SaltAndPepper(Corruption, name="salt_and_pepper"):
@@ -64,6 +78,9 @@ class SaltAndPepper(Corruption, name="salt_and_pepper"):
         high = x.max() if self.high is None else x.new_tensor(self.high)
         u = _uniform(x, generator)
         return torch.where(u < self.level / 2, low, torch.where(u < self.level, high, x))
+
+    def chosen(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return _uniform(x, generator) < self.level
 
 
 def _fraction(level: float) -> float:

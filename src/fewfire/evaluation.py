@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewfire import metrics
-from fewfire.autoencoder import Autoencoder
+from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.contracts import Batch, Source
 from fewfire.rows import check_finite
 from fewfire.sources import open_source
@@ -18,12 +18,14 @@ __all__ = ["Evaluation", "evaluate", "finite_rows"]
 
 
 def evaluate(
-    model: Autoencoder, source: Any, *, batch_size: int = 4096, max_rows: int | None = None
+    model: Autoencoder | HasModel, source: Any, *, batch_size: int = 4096, max_rows: int | None = None
 ) -> dict[str, float]:
     """One number each for how well and how sparsely a model describes the rows of a source.
 
     Parameters
     ----------
+    model
+        An Autoencoder, or a fitted estimator.
     source
         A Source, or whatever ``open_source`` makes one of, such as an array.
     max_rows
@@ -33,7 +35,8 @@ def evaluate(
     -------
     dict
         ``n_rows, n_latents, mse, fvu, fvu_columns, explained_variance, l0, dead_fraction, mean_activation``. Errors
-        are in data space, over every value; FVU compares with the mean of the whole set.
+        are in data space, over every value; FVU compares with the mean of the whole set. ``fvu`` and
+        ``explained_variance`` weigh columns by their variance, ``fvu_columns`` all the same.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def evaluate(
         The rows do not have the model's shape, one holds NaN or infinity, or an endless source came without
         ``max_rows``; or the values are too large to square.
     """
-    evaluation = Evaluation.over(model, open_source(source), batch_size=batch_size, max_rows=max_rows)
+    evaluation = Evaluation.over(as_model(model), open_source(source), batch_size=batch_size, max_rows=max_rows)
     result = evaluation.result()
     if not math.isfinite(result["mse"]) or not math.isfinite(result["fvu"]):
         raise ValueError(

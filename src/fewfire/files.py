@@ -85,11 +85,14 @@ def save(
     ------
     NotADirectoryError
         ``path`` is a file.
+    TypeError
+        ``model`` is none, such as an estimator.
     ValueError
         ``provenance`` or ``estimator`` is not plain JSON, or longer than a header may be; or a weight is not finite.
     OSError
         The disk refused; the model that was there is untouched.
     """
+    _check_model(model)
     if broken := _nonfinite(model):
         raise ValueError(f"a model with NaN or infinity in {broken!r} cannot be saved; train it again")
     folder = Path(path)
@@ -107,6 +110,13 @@ def save(
     }
     save_tensors(folder / _MODEL, model.state_dict(), metadata)
     atomic_write(folder / _COPY, _readable(metadata))
+
+
+def _check_model(given: Any) -> None:
+    if not isinstance(given, Autoencoder):
+        name = type(given).__name__
+        hint = "; an estimator saves itself: sae.save(path)" if hasattr(given, "save") else ""
+        raise TypeError(f"expected an Autoencoder to save; got a {name}{hint}")
 
 
 def _readable(metadata: Mapping[str, Any]) -> str:

@@ -18,9 +18,21 @@ from fewfire.contracts import Source
 from fewfire.disk import atomic_writer
 from fewfire.rows import check_finite
 
-__all__ = ["write_codes", "write_reconstructions"]
+__all__ = ["check_not_input", "write_codes", "write_reconstructions"]
 
 BATCH = 8192
+
+
+def check_not_input(data: str | Path, out: str | Path) -> None:
+    """Refuse to write over the data that are read, under whatever name: they would be lost.
+
+    Raises
+    ------
+    ValueError
+        ``out`` is ``data``.
+    """
+    if Path(data).exists() and Path(out).exists() and Path(data).samefile(out):
+        raise ValueError(f"{out} holds the data themselves, and would be overwritten; give --out another name")
 
 
 def write_codes(model: Autoencoder, source: Source, out: str | Path) -> tuple[int, ...]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from fewfire import metrics
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
 from fewfire.rows import check_finite
 from fewfire.sources import open_source
+from fewfire.sources.dialect import DELIMITERS, Dialect
+from fewfire.sources.lines import count_cells
 
 __all__ = ["MEANINGS", "probe", "read_labels"]
 
@@ -25,8 +28,9 @@ TRUST_ROWS = 2_000
 """rows whose neighbourhoods are compared: the cost grows with their square"""
 
 MEANINGS = {
-    "probe_accuracy": "logistic regression on a quarter of the rows, held out",
-    "knn_accuracy": "vote of the 5 nearest rows, same split",
+    "fvu": "variance not rebuilt, on a quarter of the rows, held out",
+    "probe_accuracy": "logistic regression, on the same quarter",
+    "knn_accuracy": "vote of the 5 nearest rows, on the same quarter",
     "ari": "k-means clusters beside the labels: 1 the same, 0 chance",
     "trustworthiness": "near rows that were near in the columns too: 1 all",
 }
@@ -57,12 +61,12 @@ def probe(
     Raises
     ------
     ValueError
-        The labels do not fit the rows, or there are too few of a class.
+        The labels do not fit the rows, one is missing, or there are too few of a class.
     """
-    columns, codes, labels = _rows_and_codes(model, open_source(data), np.asarray(labels), max_rows)
-    train, test = _split(labels, seed)
-    views = {"codes": codes, "columns": columns, "pca": _pca(columns, train, codes.shape[1])}
-    return {name: _measured(view, columns, labels, train, test, seed) for name, view in views.items()}
+    rows = _read(model, open_source(data), np.asarray(labels), max_rows)
+    train, test = _split(rows.labels, seed)
+    views = {"codes": rows.codes, "columns": _View(rows.columns, rows.columns), "pca": _pca(rows, train)}
+    return {name: _measured(view, rows, train, test, seed) for name, view in views.items()}
 
 
 def read_labels(spec: str | Path, source: Source, path: str | None = None) -> npt.NDArray[Any]:
@@ -96,52 +100,74 @@ def read_labels(spec: str | Path, source: Source, path: str | None = None) -> np
 # ---------------------------------------------------------------------------------------------- measuring
 
 
-def _rows_and_codes(
-    model: Autoencoder, source: Source, labels: npt.NDArray[Any], max_rows: int
-) -> tuple[Rows, Rows, npt.NDArray[Any]]:
+class _View(NamedTuple):
+    """One way to describe the rows."""
+
+    values: Rows
+    """(n, size)"""
+    recon: Rows
+    """(n, D_out): what can be told of the rows from the values"""
+
+
+class _Read(NamedTuple):
+    columns: Rows
+    target: Rows
+    codes: _View
+    labels: npt.NDArray[Any]
+
+
+def _read(model: Autoencoder, source: Source, labels: npt.NDArray[Any], max_rows: int) -> _Read:
     if labels.ndim != 1 or source.n_rows is None or len(labels) != source.n_rows:
         raise ValueError(f"expected one label for each of {source.n_rows} rows, got labels of shape {labels.shape}")
+    _check_labels(labels[:max_rows])
     model.layout.check_columns(source.layout.columns)
-    columns, codes, n_rows = [], [], 0
+    parts, n_rows = [], 0
     for batch in source.batches(BATCH, shuffle=False):
         check_finite(batch.x_in, "the data", batch.rows, source.layout.columns)
-        columns.append(batch.x_in.flatten(1).numpy())
-        codes.append(model.encode(batch.x_in).flatten(1).cpu().numpy())
+        if batch.x is not batch.x_in:
+            check_finite(batch.x, "the target", batch.rows)
+        found = (batch.x_in, batch.x, model.encode(batch.x_in), model.reconstruct(batch.x_in))
+        parts.append([part.flatten(1).cpu().numpy() for part in found])
         n_rows += len(batch.rows)
         if n_rows >= max_rows:
             break
-    x, z = (np.concatenate(parts)[:max_rows] for parts in (columns, codes))
-    return x, z, labels[: len(x)]
+    x, target, codes, recon = (np.concatenate(part)[:max_rows] for part in zip(*parts, strict=True))
+    return _Read(x, target, _View(codes, recon), labels[: len(x)])
+
+
+def _check_labels(labels: npt.NDArray[Any]) -> None:
+    missing = [i for i, label in enumerate(labels.tolist()) if label is None or label != label or label == ""]
+    if missing:
+        raise ValueError(
+            f"expected a label for every row; {len(missing):,} of {len(labels):,} have none, first row {missing[0]}; "
+            "fill it or drop the row"
+        )
 
 
 def _split(labels: npt.NDArray[Any], seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row numbers: three quarters to learn from and a quarter to test on, each class in both."""
-    from sklearn.model_selection import train_test_split
-
-    classes, counts = np.unique(labels, return_counts=True)
+    """Row numbers: three quarters to learn from and a quarter to test on, of each class, and at least one in both."""
+    classes, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
         rare = ", ".join(f"{c!s} ({n})" for c, n in zip(classes[:8], counts[:8], strict=True))
         raise ValueError(f"expected labels of two or more classes, each on at least two rows; got {rare:.200}")
-    held_out = max(len(classes), round(len(labels) / 4))
-    train, test = train_test_split(np.arange(len(labels)), test_size=held_out, random_state=seed, stratify=labels)
-    return train, test
+    generator = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for c, count in enumerate(counts):
+        held_out[generator.permutation(np.flatnonzero(number == c))[: max(1, round(count / 4))]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _pca(columns: Rows, train: npt.NDArray[np.int64], size: int) -> Rows:
+def _pca(rows: _Read, train: npt.NDArray[np.int64]) -> _View:
     from sklearn.decomposition import PCA
 
-    size = min(size, columns.shape[1], len(train))
-    fitted: Rows = PCA(size, random_state=0).fit(columns[train]).transform(columns)
-    return fitted
+    size = min(rows.codes.values.shape[1], rows.columns.shape[1], len(train))
+    fitted = PCA(size, random_state=0).fit(rows.columns[train])
+    values = fitted.transform(rows.columns)
+    return _View(values, fitted.inverse_transform(values))
 
 
 def _measured(
-    view: Rows,
-    columns: Rows,
-    labels: npt.NDArray[Any],
-    train: npt.NDArray[np.int64],
-    test: npt.NDArray[np.int64],
-    seed: int,
+    view: _View, rows: _Read, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64], seed: int
 ) -> dict[str, float]:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -152,20 +178,31 @@ def _measured(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    values, labels = view.values, rows.labels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(view[train], labels[train])
-        clusters = KMeans(len(np.unique(labels)), n_init=4, random_state=seed).fit_predict(view)
-    near = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(view[train], labels[train])
-    few = min(TRUST_ROWS, len(view))
-    trust = trustworthiness(columns[:few], view[:few], n_neighbors=NEIGHBOURS) if few > 2 * NEIGHBOURS else np.nan
+        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(values[train], labels[train])
+        clusters = KMeans(len(np.unique(labels)), n_init=4, random_state=seed).fit_predict(values)
+    near = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(values[train], labels[train])
+    few = min(TRUST_ROWS, len(values))
+    trust = (
+        trustworthiness(rows.columns[:few], values[:few], n_neighbors=NEIGHBOURS) if few > 2 * NEIGHBOURS else np.nan
+    )
     return {
-        "size": view.shape[1],
-        "probe_accuracy": float(linear.score(view[test], labels[test])),
-        "knn_accuracy": float(near.score(view[test], labels[test])),
+        "size": values.shape[1],
+        "fvu": _fvu(view.recon[test], rows.target[test]),
+        "probe_accuracy": float(linear.score(values[test], labels[test])),
+        "knn_accuracy": float(near.score(values[test], labels[test])),
         "ari": float(adjusted_rand_score(labels, clusters)),
         "trustworthiness": float(trust),
     }
+
+
+def _fvu(recon: Rows, target: Rows) -> float:
+    """NaN where the model's targets are something else than the columns, which no PCA of those gives."""
+    if recon.shape != target.shape:
+        return float("nan")
+    return metrics.fvu(torch.from_numpy(target), torch.from_numpy(recon))
 
 
 # ---------------------------------------------------------------------------------------------- labels
@@ -177,34 +214,48 @@ def _labels_of_file(file: Path) -> npt.NDArray[Any]:
             return np.asarray(np.load(file, allow_pickle=False))
         except ValueError as error:
             raise ValueError(f"cannot read labels from {file}: {error}") from None
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    values = [line.strip().strip('"') for line in lines if line.strip()]
-    if file.suffix == ".csv":
-        values = values[1:]  # a table has a header, a list has none
-    return np.asarray(values)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").rstrip("\r\n").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"cannot read labels from {file}: expected .npy, or text in UTF-8 with one a line") from None
+    if file.suffix in (".csv", ".tsv"):
+        lines = lines[1:]  # a table has a header, a list has none
+    for delimiter in DELIMITERS:
+        counts = {count_cells(line.encode(), delimiter.encode(), 100) for line in lines[:20]}
+        if len(counts) == 1 and (n := counts.pop()) > 1:
+            raise ValueError(
+                f"expected one label a line in {file}, got {n} columns such as {lines[0]!r:.60}; keep the labels alone"
+            )
+    return np.asarray([line.strip().strip('"') for line in lines])
 
 
 def _columns_of(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
 
         return list(pq.read_schema(path).names)
-    if path.suffix == ".csv":
-        import csv
-
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return next(csv.reader(file), [])
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return list(Dialect.of(path, None, None, ".").names)
     return []
 
 
 def _column_of(path: Path, name: str) -> npt.NDArray[Any]:
-    table: Mapping[str, Any]
-    if path.suffix == ".parquet":
+    """(n,) values of a column of a table; None, NaN or no text where a cell is empty."""
+    if path.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
 
-        table = pq.read_table(path, columns=[name])
-    else:
-        from pyarrow import csv
+        return np.asarray(pq.read_table(path, columns=[name])[name].to_pylist())
+    from pyarrow import csv
 
-        table = csv.read_csv(path, convert_options=csv.ConvertOptions(include_columns=[name]))
-    return np.asarray(table[name].to_pylist())
+    dialect = Dialect.of(path, None, None, ".")  # as the rows themselves are read
+    names = [str(i) for i in range(len(dialect.names))]  # real ones may repeat
+    column = names[dialect.names.index(name)]
+    with path.open("rb") as file:
+        file.seek(dialect.offset)
+        table = csv.read_csv(
+            file,
+            csv.ReadOptions(column_names=names),
+            csv.ParseOptions(delimiter=dialect.delimiter.decode(), newlines_in_values=True),
+            csv.ConvertOptions(include_columns=[column]),
+        )
+    return np.asarray(table[column].to_pylist())

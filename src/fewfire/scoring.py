@@ -47,13 +47,20 @@ def score_rows(model: Autoencoder, x: Any, target: Any = None) -> Scores:
     Raises
     ------
     ValueError
-        The rows do not have the model's shape, or one holds NaN or infinity.
+        Rows or targets do not have the model's shapes, or one holds NaN or infinity.
     """
     rows = as_rows(x)
     expected = rows if target is None else as_rows(target, "target")
-    recon = model.reconstruct(rows)
+    if expected.shape != (len(rows), *model.target_shape):
+        raise ValueError(
+            f"expected targets of shape {(len(rows), *model.target_shape)}, got {tuple(expected.shape)}"
+            + ("; this model's targets are not its inputs: give them" if target is None else "")
+        )
+    if target is not None:
+        check_finite(expected, "target")
+    recon = model.reconstruct_in_model_space(rows)
     with torch.no_grad():
-        error = model.target_to_model_space(recon) - model.target_to_model_space(expected.to(recon))
+        error = recon - model.target_to_model_space(expected.to(recon.device))
     squared = error.flatten(1).double().square().cpu()
     total = squared.sum(1, keepdim=True)
     return Scores(squared.mean(1), squared / total.where(total > 0, 1.0))
@@ -122,6 +129,8 @@ def _tables(model: Autoencoder, source: Source, names: list[str], above: float) 
     labels = pa.array(names)
     for batch in source.batches(BATCH, shuffle=False):
         check_finite(batch.x_in, "the data", batch.rows, source.layout.columns)
+        if batch.x is not batch.x_in:
+            check_finite(batch.x, "the target", batch.rows)
         scores = score_rows(model, batch.x_in, batch.x)
         top = scores.share.topk(count, dim=1)
         columns: dict[str, Any] = {

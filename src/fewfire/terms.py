@@ -28,6 +28,9 @@ from fewfire.contracts import ForwardOutput, Named, TrainState
 
 __all__ = ["BCE", "L1", "MSE", "AuxK", "Contractive", "GaussianKL", "KLSparsity", "Term", "WeightDecay"]
 
+NOTHING = 0.05
+"""share of variance explained, below which a sparse model has learned nothing worth having"""
+
 
 class Term(Named):
     """A scalar to lower, given the model and one forward pass.
@@ -57,7 +60,8 @@ class Term(Named):
     def verdict(self, summary: Mapping[str, float]) -> str | None:
         """A sentence when training ended without this term having done its work.
 
-        ``summary``: evaluate's dict, and ``n_positions``, the number of latents with every position of a map counted.
+        ``summary``: evaluate's dict; ``n_positions``, the number of latents with every position of a map counted; and
+        ``logistic``, 0 where ``mean_activation`` is that of Gaussian latents and says nothing of a mean of sigmoids.
         """
         return None
 
@@ -68,8 +72,9 @@ class Term(Named):
 class _Reconstruction:
     """Sum over columns of some error, averaged over rows.
 
-    ``intact``: what an error counts in a column that the corruption left as it was; in a corrupted one it counts 1.
-    0 is the full emphasis of Vincent et al. 2010 (section 4.5), 1/2 their double emphasis.
+    ``intact``: what an error counts in a column that the corruption did not choose; in a chosen one it counts 1, also
+    where the value stayed what it was. 0 is the full emphasis of Vincent et al. 2010 (section 4.5), 1/2 their double
+    emphasis. Gaussian noise chooses every column. Of pairs, the columns in which they differ are chosen.
     """
 
     def __init__(self, weight: float = 1.0, intact: float = 1.0) -> None:
@@ -81,13 +86,14 @@ class _Reconstruction:
     def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
         if self.intact == 1:
             return self.error(out, "sum") / len(out.x)
-        if out.x_in.shape != out.x.shape:
+        if out.chosen is None or out.chosen.shape != out.x.shape:
+            came = "none" if out.chosen is None else f"shape {tuple(out.chosen.shape)}"
             raise ValueError(
-                f"intact compares each column with its corrupted self: expected inputs shaped as the targets "
-                f"{tuple(out.x.shape[1:])}, got {tuple(out.x_in.shape[1:])}; leave intact at 1"
+                f"intact={self.intact:g} counts an entry by whether a corruption chose it: expected out.chosen of the "
+                f"targets' shape {tuple(out.x.shape)}, got {came}; let Trainer corrupt the rows, or leave intact at 1"
             )
-        counts = torch.where(out.x_in == out.x, self.intact, 1.0)
-        return (self.error(out, "none") * counts).sum() / len(out.x)
+        error = self.error(out, "none")
+        return torch.where(out.chosen, error, self.intact * error).sum() / len(out.x)
 
     def error(self, out: ForwardOutput, reduction: str) -> Tensor:
         raise NotImplementedError
@@ -145,11 +151,17 @@ class KLSparsity(Term, name="kl"):
 
     def verdict(self, summary: Mapping[str, float]) -> str | None:
         mean = summary["mean_activation"]
-        if mean <= 2 * self.rho:
-            return None
+        if not summary.get("logistic", 1.0) or mean <= 2 * self.rho:  # of a Gaussian latent, it is the mean's mean
+            return _too_strong("KL", self.weight, summary)
+        target = f"mean activation {mean:.3g}, rho {self.rho:g}"
+        if summary["explained_variance"] < NOTHING:  # more weight would see to it that nothing is learned
+            return (
+                f"the KL penalty did not reach its target: {target}, and nothing else was learned; "
+                f"train longer before you raise its weight (now {self.weight:g})"
+            )
         return (
-            f"the KL penalty did not reach its target: mean activation {mean:.3g}, rho {self.rho:g}; "
-            f"raise its weight (now {self.weight:g}) or train longer"
+            f"the KL penalty did not reach its target: {target}; "
+            f"raise its weight (now {self.weight:g}) by degrees, or train longer"
         )
 
 
@@ -188,12 +200,23 @@ class L1(Term, name="l1"):
 
     def verdict(self, summary: Mapping[str, float]) -> str | None:
         l0, n_positions = summary["l0"], summary["n_positions"]
-        if l0 <= n_positions / 2:
-            return None
+        if not summary.get("logistic", 1.0) or l0 <= n_positions / 2:  # a Gaussian latent is never exactly 0
+            return _too_strong("L1", self.weight, summary)
         return (
             f"the L1 penalty did nothing: {l0:.1f} of {n_positions:g} latents fire per row; "
-            f"raise its weight (now {self.weight:g})"
+            f"raise its weight (now {self.weight:g}) by degrees"
         )
+
+
+def _too_strong(penalty: str, weight: float, summary: Mapping[str, float]) -> str | None:
+    """Latents may also be sparse because they say nothing: a penalty that is met is no success by itself."""
+    explained = summary["explained_variance"]
+    if not summary.get("logistic", 1.0) or not explained < NOTHING:  # not a number: no row varies
+        return None
+    return (
+        f"the {penalty} penalty is met, but the model has learned nothing: {max(explained, 0.0):.1%} of variance "
+        f"explained; lower the penalty's weight (now {weight:g}), or train longer"
+    )
 
 
 class AuxK(Term):

@@ -15,8 +15,8 @@ from fewfire.rows import as_rows, check_finite
 
 __all__ = ["interpolate", "log_likelihood", "sample"]
 
-MAX_LATENTS_AT_ONCE = 1 << 22
-"""latents drawn at once: 16 MiB in float32, whatever the number of rows and samples"""
+MAX_VALUES_AT_ONCE = 1 << 22
+"""latents drawn, or columns decoded from them, at once: 16 MiB in float32, whatever the rows, samples and columns"""
 
 
 def sample(model: Autoencoder, n: int, *, seed: int = 0) -> Tensor:
@@ -37,6 +37,8 @@ def sample(model: Autoencoder, n: int, *, seed: int = 0) -> Tensor:
 def interpolate(model: Autoencoder, first: Any, last: Any, steps: int = 10) -> Tensor:
     """Rows on the straight line between the latents of two rows: (steps, *target shape), in data space.
 
+    What preprocessing removes from each row by itself, such as its mean, goes from one row's to the other's as well.
+
     Parameters
     ----------
     first, last
@@ -54,7 +56,11 @@ def interpolate(model: Autoencoder, first: Any, last: Any, steps: int = 10) -> T
     ends = [as_rows(torch.as_tensor(row)[None], what) for row, what in ((first, "first"), (last, "last"))]
     z, z_last = (model.encode(end) for end in ends)
     share = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, *[1] * (z.ndim - 1))
-    return model.decode(z + share * (z_last - z))
+    like = None
+    if model.input_shape == model.target_shape:
+        x, x_last = (end.to(z.device, z.dtype) for end in ends)
+        like = x + share.view(-1, *[1] * (x.ndim - 1)) * (x_last - x)
+    return model.decode(z + share * (z_last - z), like=like)
 
 
 def log_likelihood(model: Autoencoder, x: Any, *, n_samples: int = 200, variance: float = 1.0, seed: int = 0) -> Tensor:
@@ -76,33 +82,48 @@ def log_likelihood(model: Autoencoder, x: Any, *, n_samples: int = 200, variance
     Raises
     ------
     ValueError
-        The latents are not Gaussian, a row is not finite, or one lies outside [0, 1] where the outputs are logistic.
+        The latents are not Gaussian, the model's targets are not its inputs, a row is not finite, or one lies outside
+        [0, 1] where the outputs are logistic.
     """
     _check(model)
     if n_samples < 1 or not variance > 0:
         raise ValueError(f"expected n_samples of at least 1 and a variance above 0, got {n_samples} and {variance}")
     rows = as_rows(x).to(model.device)
     check_finite(rows, columns=model.layout.columns)
-    per_row = math.prod(model.latent_shape)
-    at_once = max(1, MAX_LATENTS_AT_ONCE // (n_samples * per_row))
+    if tuple(rows.shape[1:]) != model.input_shape or model.target_shape != model.input_shape:
+        raise ValueError(
+            f"expected rows of shape {model.input_shape}, and a model that gives back its own inputs; got rows of "
+            f"{tuple(rows.shape[1:])} and targets of {model.target_shape}"
+        )
+    width = max(math.prod(model.latent_shape), math.prod(model.target_shape))
+    at_once = max(1, MAX_VALUES_AT_ONCE // (n_samples * width))
+    parts = []
     with torch.no_grad():
-        parts = [
-            _importance(model, part, n_samples, variance, rng.generator(seed, "importance", i, device=model.device))
-            for i, part in enumerate(torch.split(model.to_model_space(rows).to(model.dtype), at_once))
-        ]
+        for i, part in enumerate(torch.split(rows, at_once) if len(rows) else ()):
+            generator = rng.generator(seed, "importance", i, device=model.device)
+            parts.append(_importance(model, part, n_samples, variance, generator))
     return torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.float64)
 
 
-def _importance(model: Autoencoder, x: Tensor, n_samples: int, variance: float, generator: torch.Generator) -> Tensor:
+def _importance(
+    model: Autoencoder, rows: Tensor, n_samples: int, variance: float, generator: torch.Generator
+) -> Tensor:
+    """(B,) log p(x), the draws of all rows together where they fit, and otherwise a few of a row at a time."""
     activation: Any = model.activation  # one that gives mean_logvar
-    mean, logvar = activation.mean_logvar(model.encoder(x))
-    shape = (n_samples, *mean.shape)
-    noise = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
-    z = mean + (logvar / 2).exp() * noise
-    # log p(z) - log q(z | x): the constants of the two normal densities cancel
-    weight = ((noise.square() + logvar - z.square()) / 2).flatten(2).double().sum(2)
-    logits = model.decoder(z.flatten(0, 1)).unflatten(0, (n_samples, len(x)))
-    return torch.logsumexp(weight + _log_p(model, logits, x, variance), 0) - math.log(n_samples)
+    mean, logvar = activation.mean_logvar(model.encoder(model.to_model_space(rows).to(model.dtype)))
+    target = model.target_to_model_space(rows).to(model.dtype)
+    total = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
+    most = max(1, MAX_VALUES_AT_ONCE // max(mean.numel(), target.numel()))
+    for first in range(0, n_samples, most):
+        k = min(most, n_samples - first)
+        noise = torch.randn((k, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+        z = mean + (logvar / 2).exp() * noise
+        # log p(z) - log q(z | x): the constants of the two normal densities cancel
+        weight = ((noise.square() + logvar - z.square()) / 2).flatten(2).double().sum(2)
+        logits = model.decoder(z.flatten(0, 1)).unflatten(0, (k, len(rows)))
+        found = torch.logsumexp(weight + _log_p(model, logits, target, variance), 0)
+        total = torch.logaddexp(total, found)
+    return total - math.log(n_samples)
 
 
 def _log_p(model: Autoencoder, logits: Tensor, x: Tensor, variance: float) -> Tensor:

@@ -12,7 +12,13 @@ from fewfire import metrics
 from fewfire.contracts import Batch, ForwardOutput, Job, StepReport, TrainState
 from fewfire.engines.optimizers import make_optimizer
 
-__all__ = ["AutogradEngine", "objective"]
+__all__ = ["AutogradEngine", "forward", "objective"]
+
+
+def forward(model: Any, batch: Batch, state: TrainState | None = None) -> ForwardOutput:
+    """The model's forward pass, and beside it what the batch knows of its corruption."""
+    out: ForwardOutput = model(batch.x_in, batch.x, state)
+    return out._replace(chosen=batch.chosen)
 
 
 def objective(
@@ -53,7 +59,7 @@ class AutogradEngine:
             nonlocal out, scalars
             for p in self.parameters.values():
                 p.grad = None
-            out = self.model(batch.x_in, batch.x, state)
+            out = forward(self.model, batch, state)
             loss, values = objective(self.model, self.terms, out, state)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]

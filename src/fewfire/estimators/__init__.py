@@ -4,14 +4,25 @@ One class an estimator, one file each. To add one, subclass :class:`AutoencoderE
 it builds differently::
 
     class MyAutoencoder(AutoencoderEstimator):
-        def _make_corruption(self):
+        def _make_corruption(self, source):
             return Masking(0.5)
 
-With parameters of its own it lists all of them in ``__init__``, as scikit-learn asks, and in
-``_parameter_constraints``. Then one line in ``tests/test_estimators.py`` puts it through scikit-learn's checks.
+Parameters of its own it takes in ``__init__`` before ``**shared``, and says in ``_parameter_constraints`` what they may
+be. Then a line in ``tests/test_estimator_checks.py`` puts it through scikit-learn's checks.
 """
 
+from fewfire.estimators.contractive_autoencoder import ContractiveAutoencoder
+from fewfire.estimators.convolutional_autoencoder import ConvolutionalAutoencoder
+from fewfire.estimators.denoising_autoencoder import DenoisingAutoencoder
 from fewfire.estimators.family import AutoencoderEstimator
 from fewfire.estimators.sparse_autoencoder import SparseAutoencoder
+from fewfire.estimators.variational_autoencoder import VariationalAutoencoder
 
-__all__ = ["AutoencoderEstimator", "SparseAutoencoder"]
+__all__ = [
+    "AutoencoderEstimator",
+    "ContractiveAutoencoder",
+    "ConvolutionalAutoencoder",
+    "DenoisingAutoencoder",
+    "SparseAutoencoder",
+    "VariationalAutoencoder",
+]

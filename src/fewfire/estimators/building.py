@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewfire.activations import Activation
-from fewfire.autoencoder import Autoencoder
+from fewfire.activations import KL_WEIGHT_DECAY, Activation
+from fewfire.autoencoder import Autoencoder, default_latents
 from fewfire.contracts import Batch, Source
 from fewfire.networks import LinearDecoder, LinearEncoder, MlpEncoder
+from fewfire.preprocess import Preprocess
+from fewfire.preprocess import make_preprocess as preprocess_from
 from fewfire.rows import check_finite
 from fewfire.terms import BCE, L1, MSE, AuxK, KLSparsity, Term, WeightDecay
-from fewfire.trainer import TrainConfig
+from fewfire.trainer import TrainConfig, start_sparse
 
 __all__ = [
     "draw_seed",
     "fit_config",
+    "has_pairs",
+    "hold_out",
     "make_activation",
     "make_network",
     "make_preprocess",
@@ -34,7 +38,6 @@ __all__ = [
     "stream_config",
 ]
 
-MAX_DEFAULT_LATENTS = 16_384
 HIDDEN_ACTIVATION = "elu"
 """Hidden layers of mean about 0. Behind rectified ones, whose mean is not, the same few latents win on every row: on
 the digits a third of them never fires with "relu", a hundredth with "elu"."""
@@ -45,9 +48,7 @@ LEARNING_RATE = 4e-3
 FEWEST_STEPS, MOST_STEPS = 300, 1500
 """As many steps as rows between these two, and at least one pass: what a person waits for at a prompt."""
 
-KL_WEIGHT_DECAY = 3e-3
-"""KL bounds how active units are on average, not how large the decoder's weights are. Without weight decay the units
-shrink to a faint linear code in the foot of the logistic; the textbook has both, too (Ng 2011, CS294A)."""
+LBFGS_STEPS = 400
 
 BATCH_SIZE = 256
 LOG_LINES = 50
@@ -79,7 +80,7 @@ def draw_seed(random_state: Any) -> int:
 
 
 def n_latents(estimator: Any, row_shape: tuple[int, ...]) -> int:
-    return estimator.n_components or min(4 * math.prod(row_shape), MAX_DEFAULT_LATENTS)
+    return estimator.n_components or default_latents(row_shape)
 
 
 def make_activation(estimator: Any) -> Activation:
@@ -97,22 +98,28 @@ def make_activation(estimator: Any) -> Activation:
     return Activation.from_config({**settings, "k": estimator.k})
 
 
-def make_network(estimator: Any, activation: Activation) -> dict[str, Any]:
+def make_network(
+    estimator: Any,
+    activation: Activation,
+    hidden: Sequence[int] | None,
+    hidden_activation: str = HIDDEN_ACTIVATION,
+) -> dict[str, Any]:
     """Linear, or deep where there are hidden layers."""
     has_l1 = any(isinstance(term, L1) for term in _wanted(estimator, activation))
     # L1 without it: the decoder grows as the latents shrink, and the penalty costs nothing. L-BFGS cannot keep it.
     unit_norm = (activation.unit_norm or has_l1) and not estimator.tied and estimator.optimizer != "lbfgs"
     output = "sigmoid" if estimator.loss == "bce" else "identity"
     network = {"name": "linear", "tied": bool(estimator.tied), "output": output, "unit_norm": unit_norm}
-    if estimator.hidden:
-        network |= {"name": "mlp", "hidden": list(estimator.hidden), "hidden_activation": HIDDEN_ACTIVATION}
+    if hidden:
+        network |= {"name": "mlp", "hidden": list(hidden), "hidden_activation": hidden_activation}
     return network
 
 
 def make_preprocess(estimator: Any) -> Any:
     """Standardised columns do not lie between 0 and 1, as cross-entropy needs: its default is "minmax"."""
     default = estimator.preprocess == "standardize"
-    return "minmax" if default and estimator.loss == "bce" else estimator.preprocess
+    made = preprocess_from("minmax" if default and estimator.loss == "bce" else estimator.preprocess)
+    return made.config() if made is not None else None  # never the user's own instance, which may be fitted
 
 
 @torch.no_grad()
@@ -124,33 +131,37 @@ def start(model: Autoencoder, source: Source, terms: Sequence[Term], seed: int) 
     2023, "Towards monosemanticity", start from the median likewise). Logistic units start at the mean activation that
     KL asks for: a bias moves by the learning rate a step, and from one half it is 3 / 0.004 steps away.
     """
-    preprocess = model.preprocess
-    if preprocess is not None and not preprocess.fitted:
-        preprocess.fit(lambda: _finite_rows(source.batches(AT_ONCE, shuffle=False), source.layout.columns))
-    for term in terms:
-        if isinstance(term, KLSparsity):
-            biases = [p for name, p in model.encoder.named_parameters() if name.endswith("b_enc")]
-            biases[-1].fill_(math.log(term.rho / (1 - term.rho)))
-    rows = next(_finite_rows(source.batches(AT_ONCE, seed=seed), source.layout.columns))
-    rows = model.to_model_space(rows).to(model.dtype)
+    columns = source.layout.columns
+    for preprocess, side in ((model.preprocess, "x_in"), (model.preprocess_out, "x")):
+        if preprocess is not None and not preprocess.fitted:
+            _fit(preprocess, source, side)
+    start_sparse(model, terms)
+    some = next(iter(source.batches(AT_ONCE, seed=seed)))
+    rows = model.to_model_space(_finite(some.x_in, some, columns)).to(model.dtype)
+    targets = model.target_to_model_space(_finite(some.x, some, columns)).to(model.dtype)
     logistic = model.network.output == "sigmoid"
-    low, high = float(rows.min()), float(rows.max())
+    low, high = float(targets.min()), float(targets.max())
     if logistic and not 0 <= low <= high <= 1:
         raise ValueError(
             f"loss='bce' takes values from 0 to 1, after the preprocessing these lie between {low:.4g} and {high:.4g}; "
             "use preprocess='minmax', or loss='mse'"
         )
-    mean = rows.mean(0)
     if type(model.encoder) in (LinearEncoder, MlpEncoder):  # a filter that slides has one bias for all places
-        cast(LinearEncoder, model.encoder).centre(mean)
-        constant = rows.amin(0) == rows.amax(0)
+        mean, constant = targets.mean(0), targets.amin(0) == targets.amax(0)
+        # the decoder first: where it is tied, it drops weights that the encoder's bias must not make up for
         cast(LinearDecoder, model.decoder).start_from(torch.logit(mean, eps=1e-3) if logistic else mean, constant)
+        cast(LinearEncoder, model.encoder).centre(rows.mean(0))
 
 
-def _finite_rows(batches: Iterable[Batch], columns: Sequence[str]) -> Iterator[Tensor]:
-    for batch in batches:
-        check_finite(batch.x_in, "X", batch.rows, columns)
-        yield batch.x_in
+def _fit(preprocess: Preprocess, source: Source, side: str) -> None:
+    """To the rows (``x_in``), or to what is to be made of them (``x``)."""
+    columns = source.layout.columns
+    preprocess.fit(lambda: (_finite(getattr(b, side), b, columns) for b in source.batches(AT_ONCE, shuffle=False)))
+
+
+def _finite(x: Tensor, batch: Batch, columns: Sequence[str]) -> Tensor:
+    check_finite(x, "X" if x is batch.x_in else "the clean rows", batch.rows, columns)
+    return x
 
 
 # ---------------------------------------------------------------------------------------------- the objective
@@ -169,7 +180,7 @@ def make_terms(estimator: Any, model: Autoencoder) -> list[Term]:
     _check_penalties(estimator, model, penalties)
     decay = estimator.weight_decay or 0.0
     for term in penalties:
-        default = term.weight * scale
+        default = term.weight * (scale if type(term) in PENALTIES.values() else 1.0)
         term.weight = default if estimator.penalty_weight is None else float(estimator.penalty_weight)
         if isinstance(term, KLSparsity):
             term.rho = estimator.rho or term.rho
@@ -182,7 +193,7 @@ def _wanted(estimator: Any, activation: Activation) -> list[Term]:
     """The terms beside the loss: the activation's own, with another penalty if one was named; or none."""
     if estimator.penalty is None:
         return []
-    usual = activation.default_terms()
+    usual = [term for term in estimator._usual_terms(activation) if not isinstance(term, WeightDecay)]  # a parameter
     if estimator.penalty == "auto":
         return usual
     return [PENALTIES[estimator.penalty](), *(term for term in usual if isinstance(term, AuxK))]
@@ -219,13 +230,23 @@ def _safe_from_growth(term: Term, model: Autoencoder) -> Term:
 # ---------------------------------------------------------------------------------------------- training
 
 
+def has_pairs(source: Source) -> bool:
+    """Whether its rows come with what is to be made of them."""
+    first = next(iter(source.batches(1, shuffle=False)))
+    return first.x is not first.x_in
+
+
+def hold_out(estimator: Any, source: Source, seed: int) -> tuple[Source, Source | None]:
+    """Rows to train on, and those that nothing is learned from, preprocessing included."""
+    return source.split(estimator.validation_fraction, seed) if estimator.validation_fraction else (source, None)
+
+
 def fit_config(estimator: Any, n_rows: int, model: Autoencoder, seed: int) -> TrainConfig:
     """How ``fit`` trains on so many rows. Held-out rows end it early, with the best weights."""
     settings = _common(estimator, model, seed)
-    if estimator.max_epochs is None and estimator.optimizer == "lbfgs":
-        return TrainConfig(**settings)  # a number of iterations of its own
-    per_epoch = math.ceil(n_rows / min(estimator.batch_size or BATCH_SIZE, n_rows))
-    wanted = min(max(n_rows, FEWEST_STEPS), MOST_STEPS)
+    all_at_once = estimator.optimizer == "lbfgs"
+    per_epoch = 1 if all_at_once else math.ceil(n_rows / min(estimator.batch_size or BATCH_SIZE, n_rows))
+    wanted = LBFGS_STEPS if all_at_once else min(max(n_rows, FEWEST_STEPS), MOST_STEPS)
     epochs = estimator.max_epochs or math.ceil(wanted / per_epoch)
     steps = epochs * per_epoch
     settings |= {"epochs": epochs, "log_every": max(1, steps // LOG_LINES)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -17,8 +18,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from fewfire.activations import Activation
 from fewfire.autoencoder import CHUNK, Autoencoder
-from fewfire.contracts import Source
+from fewfire.contracts import Layout, Source, did_you_mean
 from fewfire.corruptions import Corruption
 from fewfire.estimators import building, saving
 from fewfire.estimators.constraints import SHARED, check_parameters
@@ -45,11 +47,33 @@ VALUES_AT_ONCE = 1 << 22
 class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """What the autoencoder estimators share. The parameters are those of :class:`SparseAutoencoder`.
 
-    A subclass overrides what it builds differently: ``_make_model``, ``_make_terms``, ``_make_corruption``.
+    A subclass overrides what it builds differently: one of the ``_make`` methods. Parameters of its own it takes
+    before ``**shared``, hands the others on, and adds its own to ``_parameter_constraints``.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = SHARED
     _stream: Stream | None = None
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Spell out what ``**shared`` stands for: scikit-learn, ``help`` and editors read it off the signature."""
+        own = inspect.signature(cls.__init__)
+        if any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
+            inherited = inspect.signature(super(cls, cls).__init__).parameters
+            merged = {**inherited, **{n: p for n, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}}
+            in_order = sorted(merged.values(), key=lambda p: (p.kind, p.name not in inherited))
+            cls.__init__.__signature__ = own.replace(parameters=in_order)  # type: ignore[attr-defined]
+        # of the class itself: else help and editors would show the signature of __new__
+        merged_or_own = list(inspect.signature(cls.__init__).parameters.values())
+        cls.__signature__ = inspect.Signature(merged_or_own[1:])
+        super().__init_subclass__(**settings)
+
+    def __new__(cls, *args: Any, **parameters: Any) -> Self:
+        """Refuse a parameter that there is not; Python would name the class that all inherit from, and none near it."""
+        known = inspect.signature(cls.__init__).parameters
+        unknown = next((name for name in parameters if name not in known), None)
+        if unknown is not None:
+            raise TypeError(f"{cls.__name__} has no parameter {unknown!r}{did_you_mean(unknown, known)}")
+        return cast(Self, super().__new__(cls))
 
     def __init__(
         self,
@@ -106,19 +130,44 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         activation = building.make_activation(self)
         return Autoencoder(
             source.row_shape,
-            building.n_latents(self, source.row_shape),
+            self._n_latents(source.row_shape),
             activation,
-            network=building.make_network(self, activation),
-            preprocess=building.make_preprocess(self),
+            network=self._make_network(activation, source),
+            preprocess=self._make_preprocess(source),
+            preprocess_out=self._make_preprocess(source) if building.has_pairs(source) else None,
             layout=source.layout,
             seed=seed,
         )
 
+    def _n_latents(self, row_shape: tuple[int, ...]) -> int:
+        return building.n_latents(self, row_shape)
+
+    def _make_network(self, activation: Activation, source: Source) -> dict[str, Any]:
+        return building.make_network(self, activation, self.hidden)
+
+    def _make_preprocess(self, source: Source) -> Any:
+        return building.make_preprocess(self)
+
     def _make_terms(self, model: Autoencoder) -> list[Term]:
         return building.make_terms(self, model)
 
-    def _make_corruption(self) -> Corruption | None:
+    def _usual_terms(self, activation: Activation) -> list[Term]:
+        """What ``penalty="auto"`` stands for."""
+        return activation.default_terms()
+
+    def _make_corruption(self, source: Source) -> Corruption | None:
         return None
+
+    def _fit_config(self, source: Source, model: Autoencoder, seed: int) -> TrainConfig:
+        return building.fit_config(self, source.n_rows or 1, model, seed)
+
+    def _flat(self, X: Any, *, reset: bool) -> Any:
+        """``X`` as rows of columns, if it may come in another shape."""
+        return X
+
+    def _layout(self, width: int) -> Layout:
+        """How a person, and a convolution, sees a row of so many columns."""
+        return Layout(columns=tuple(map(str, getattr(self, "feature_names_in_", ()))))
 
     # ------------------------------------------------------------------------------ training
 
@@ -141,13 +190,17 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         TrainingError
             A step was not finite.
         """
+        return self._fit(X)
+
+    def _fit(self, X: Any, target: Any = None) -> Self:
         with self._restored_on_failure():
             check_parameters(self)
-            source = self._source(X, reset=True, min_rows=2)
+            source = self._source(X, target, reset=True, min_rows=2)
             seed = building.draw_seed(self.random_state)
+            source, held_out = building.hold_out(self, source, seed)
             model = self._new_model(source, seed)
-            config = building.fit_config(self, source.n_rows or 1, model, seed)
-            trainer = self._trainer(FitTrainer, model, source, config)
+            config = self._fit_config(source, model, seed)
+            trainer = self._trainer(FitTrainer, model, source, config, held_out)
             history = trainer.fit()
             self.n_iter_ = math.ceil(trainer.state.step / (trainer.steps_per_epoch or 1))
             self.history_ = [record for record in history if "loss" in record or "val_loss" in record]
@@ -169,12 +222,16 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         TypeError, ValueError, TrainingError
             As ``fit``; or ``optimizer`` or ``validation_fraction`` cannot apply.
         """
+        return self._partial_fit(X)
+
+    def _partial_fit(self, X: Any, target: Any = None) -> Self:
         fresh = not hasattr(self, "module_")
         with self._restored_on_failure():
             check_parameters(self)
-            source = self._source(X, reset=fresh, min_rows=2 if fresh else 1)
+            source = self._source(X, target, reset=fresh, min_rows=2 if fresh else 1)
             stream = self._stream or Stream(building.draw_seed(self.random_state))
-            model = self._new_model(source, stream.seed) if fresh else self.module_
+            # a copy, so that a call that fails half-way leaves no trace
+            model = self._new_model(source, stream.seed) if fresh else copy.deepcopy(self.module_)
             config = building.stream_config(self, model, stream.next_seed())
             trainer = self._trainer(StreamTrainer, model, source, config)
             stream.enter(trainer)
@@ -193,13 +250,21 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         building.start(model, source, self._make_terms(model), seed)
         return model
 
-    def _trainer(self, kind: type[Trainer], model: Autoencoder, source: Source, config: TrainConfig) -> Trainer:
+    def _trainer(
+        self,
+        kind: type[Trainer],
+        model: Autoencoder,
+        source: Source,
+        config: TrainConfig,
+        held_out: Source | None = None,
+    ) -> Trainer:
         return kind(
             model,
             source,
             self._make_terms(model),
             config,
-            corruption=self._make_corruption(),
+            validation=held_out,
+            corruption=self._make_corruption(source),
             progress=None if self.verbose else False,
         )
 
@@ -231,8 +296,8 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         Returns
         -------
         array or scipy.sparse.csr_array of shape (n, n_components)
-            float32 for float32 rows, else float64; computed in that precision. A row alone has the bits it has in
-            any batch.
+            float32 for float32 rows, else float64, computed in that precision; rows of a file as it is read
+            (docs/data.md). A row alone has the bits it has in any batch.
         """
         n_rows, rows = self._read(X)
         codes = (model.encode(x).flatten(1) for model, x in rows)
@@ -263,7 +328,10 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         return _as_array((model.reconstruct(x).flatten(1) for model, x in rows), n_rows)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Explained variance of the reconstructions, as ``fewfire.evaluate`` measures it: 1 is perfect, 0 the mean."""
+        """Explained variance of the reconstructions, as ``fewfire.evaluate`` measures it: 1 is perfect, 0 the mean.
+
+        It weighs columns by their variance; ``evaluate(...)["fvu_columns"]`` gives all the same say.
+        """
         source, dtype = self._checked(X)
         return evaluate(self._model(dtype), source)["explained_variance"]
 
@@ -319,6 +387,21 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         """
         return cast(Self, saving.read(cls, path))
 
+    @classmethod
+    def _parameters_of(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Parameters with which ``fit`` would build such a model (``Autoencoder.config``); None: there are none."""
+        network = config["network"]
+        if network["name"] not in ("linear", "mlp"):
+            return None
+        return {
+            "n_components": config["n_latents"],
+            "activation": config["activation"],
+            "loss": "bce" if network["output"] == "sigmoid" else "mse",
+            "hidden": tuple(network["hidden"]) if "hidden" in network else None,
+            "tied": network["tied"],
+            "preprocess": config["preprocess"],
+        }
+
     def __getstate__(self) -> dict[str, Any]:
         """On the CPU, so that a machine without a GPU can read it. ``module_.to("cuda")`` brings the model back."""
         state: dict[str, Any] = dict(super().__getstate__())  # which may be the estimator's own __dict__
@@ -336,13 +419,12 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     # ------------------------------------------------------------------------------ private
 
-    def _source(self, X: Any, *, reset: bool, min_rows: int = 1) -> Source:
-        """Rows to train on, as a Source."""
+    def _source(self, X: Any, target: Any = None, *, reset: bool, min_rows: int = 1) -> Source:
+        """Rows to train on, and what to make of them if that is not themselves, as a Source."""
         if names_data(X):
             return open_data(self, X, reset=reset)
-        X = checked_rows(self, X, reset=reset, min_rows=min_rows)
-        shape = (X.shape[1],) if reset else self.module_.input_shape
-        return source_over(X, shape, getattr(self, "feature_names_in_", ()))
+        X = checked_rows(self, self._flat(X, reset=reset), reset=reset, min_rows=min_rows)
+        return source_over(X, self._layout(X.shape[1]) if reset else self.module_.layout, target)
 
     def _checked(self, X: Any) -> tuple[Source, torch.dtype]:
         """Rows to apply the model to, as a Source, and the precision to compute in."""
@@ -350,8 +432,8 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         if names_data(X):
             source = open_data(self, X, reset=False)
             return source, next(iter(source.batches(1, shuffle=False))).x_in.dtype
-        X = checked_rows(self, X, reset=False)
-        return source_over(X, self.module_.input_shape), output_dtype(X)
+        X = checked_rows(self, self._flat(X, reset=False), reset=False)
+        return source_over(X, self.module_.layout), output_dtype(X)
 
     def _read(self, X: Any) -> tuple[int, Iterator[tuple[Autoencoder, Tensor]]]:
         """Number of rows, and the model with one block of them after the other, in the precision to compute in."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy import sparse
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 from torch import Tensor
@@ -19,7 +21,7 @@ from fewfire.rows import as_storage, check_finite, column_names
 from fewfire.rows.tables import is_table, read_table
 from fewfire.sources import ArraySource, open_source
 
-__all__ = ["checked_codes", "checked_rows", "names_data", "open_data", "output_dtype", "source_over"]
+__all__ = ["checked_clean", "checked_codes", "checked_rows", "names_data", "open_data", "output_dtype", "source_over"]
 
 FLOATS = (np.float64, np.float32)
 BLOCK = 1 << 20
@@ -54,7 +56,7 @@ def checked_rows(estimator: Any, X: Any, *, reset: bool, min_rows: int = 1) -> A
     return X
 
 
-def _refuse_what_scikit_learn_takes(X: Any) -> None:
+def _refuse_what_scikit_learn_takes(X: Any, what: str = "X") -> None:
     """Or refuses without naming it: nothing, masked values, dates, complex numbers, text, a name twice.
 
     Raises
@@ -63,20 +65,22 @@ def _refuse_what_scikit_learn_takes(X: Any) -> None:
         What is wrong with X.
     """
     if X is None:
-        raise ValueError("X is None; expected rows (n, columns)")
+        raise ValueError(f"{what} is None; expected rows (n, columns)")
     if is_table(X):
         twice = [name for name, count in Counter(column_names(X)).items() if count > 1]
         if twice:
             raise ValueError(
-                f"X has duplicate column names: {', '.join(twice[:5]):.100}; rename them, or pass the values"
+                f"{what} has duplicate column names: {', '.join(twice[:5]):.100}; rename them, or pass the values"
             )
     if not isinstance(X, np.ndarray):
         return
     if X.dtype.kind == "c":
-        raise ValueError(f"Complex data not supported: X has dtype {X.dtype}; pass real and imaginary parts as columns")
+        raise ValueError(
+            f"Complex data not supported: {what} has dtype {X.dtype}; pass real and imaginary parts as columns"
+        )
     has_text = X.dtype.kind in "US" or (X.dtype.kind == "O" and any(isinstance(v, str | bytes) for v in X.flat))
     if has_text or np.ma.is_masked(X) or X.dtype.kind in "mM":
-        as_storage(X, "X")
+        as_storage(X, what)
 
 
 def checked_codes(estimator: Any, Z: Any, n_components: int) -> Any:
@@ -95,10 +99,33 @@ def checked_codes(estimator: Any, Z: Any, n_components: int) -> Any:
     return Z
 
 
-def source_over(X: Any, row_shape: tuple[int, ...], names: Sequence[str] = ()) -> Source:
-    """Checked rows as a Source of rows of this shape; sparse ones become dense a batch at a time."""
-    layout = Layout(columns=tuple(map(str, names)))
-    return ArraySource(X, layout=layout) if len(row_shape) == 1 else ArraySource(X.reshape(-1, *row_shape))
+def checked_clean(estimator: Any, clean: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """(n, columns) finite real numbers, one row for each noisy one; columns in the names and order of fit."""
+    if isinstance(clean, Tensor):
+        clean = _from_torch(clean)
+    _refuse_what_scikit_learn_takes(clean, "clean")
+    Layout(columns=tuple(map(str, getattr(estimator, "feature_names_in_", ())))).check_columns(column_names(clean))
+    values: Any = read_table(clean, "clean") if is_table(clean) else clean
+    values = np.asarray(values.toarray() if sparse.issparse(values) else values)
+    values = values.reshape(len(values), -1) if values.ndim > 2 else values
+    checked = check_array(values, dtype=FLOATS, ensure_all_finite=False, input_name="clean", estimator=estimator)
+    if checked.shape != shape:
+        raise ValueError(f"expected clean to hold a row for each of X, {shape}; got {checked.shape}")
+    _check_finite(checked, "clean", column_names(clean))
+    return np.asarray(checked)
+
+
+def source_over(X: Any, layout: Layout, target: Any = None) -> Source:
+    """Checked rows, and targets if they are others, as a Source; sparse ones become dense by batches."""
+    if layout.kind == "table":
+        return ArraySource(X, target, layout=layout)
+    shaped = (None if x is None else _dense(x).reshape(-1, *layout.shape) for x in (X, target))
+    return ArraySource(*shaped, layout=layout)
+
+
+def _dense(X: Any) -> npt.NDArray[Any]:
+    """A sparse matrix has no rows of two or three dimensions."""
+    return np.asarray(X.toarray() if sparse.issparse(X) else X)
 
 
 def output_dtype(X: Any) -> torch.dtype:

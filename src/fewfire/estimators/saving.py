@@ -24,6 +24,9 @@ HEAD_VERSION = 1
 MAX_NAMES = 2 << 20
 """bytes of the names of columns in a file, whose header holds 8 MiB, quotes and accents with their escapes"""
 
+_SHAPES = ("hidden", "input_shape")
+"""parameters that are tuples, which JSON does not know"""
+
 _FITTED = {"n_features_in": int, "n_iter": int, "names": bool | list, "history": list}
 
 
@@ -133,8 +136,8 @@ def _from_head(cls: Any, head: Mapping[str, Any], path: Any) -> tuple[Any, dict[
     if strange:
         what = one_line(", ".join(strange), 100)
         raise ModelFileError(f"{path} has a {name} whose fitted values are missing, unknown or wrong: {what}")
-    hidden = parameters.get("hidden")
-    estimator = cls(**{**parameters, **({"hidden": tuple(hidden)} if isinstance(hidden, list) else {})})
+    shapes = {n: tuple(parameters[n]) for n in _SHAPES if isinstance(parameters.get(n), list)}
+    estimator = cls(**{**parameters, **shapes})
     try:
         check_parameters(estimator)
     except ValueError as error:
@@ -145,20 +148,15 @@ def _from_head(cls: Any, head: Mapping[str, Any], path: Any) -> tuple[Any, dict[
 def _around(cls: Any, module: Autoencoder, path: Any) -> Any:
     """The estimator whose ``fit`` would build this model."""
     config = module.config()
-    network = config["network"]
-    if config["d_out"] != config["d_in"] or config["preprocess_out"] or network["name"] not in ("linear", "mlp"):
+    same_target = config["d_out"] == config["d_in"] and not config["preprocess_out"]
+    parameters = cls._parameters_of(config) if same_target else None
+    if parameters is None:
         raise ModelFileError(
-            f"{path} holds a model that no {cls.__name__} has (targets of their own, or network {network['name']!r}); "
-            "fewfire.load gives the model itself"
+            f"{path} holds a model that no {cls.__name__} has (activation {config['activation']['name']!r}, network "
+            f"{config['network']['name']!r}{'' if same_target else ', targets of their own'}); fewfire.load gives the "
+            "model itself"
         )
-    return cls(
-        n_components=module.n_latents,
-        activation=config["activation"],
-        loss="bce" if network["output"] == "sigmoid" else "mse",
-        hidden=tuple(network["hidden"]) if "hidden" in network else None,
-        tied=network["tied"],
-        preprocess=config["preprocess"],
-    )
+    return cls(**parameters)
 
 
 def _passes(provenance: Mapping[str, Any]) -> int:

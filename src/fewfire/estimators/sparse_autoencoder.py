@@ -22,7 +22,8 @@ class SparseAutoencoder(AutoencoderEstimator):
     Parameters
     ----------
     n_components
-        Number of latents; None: four times the columns, at most 16,384.
+        Number of latents; None: four times the columns, at most 16,384, and of wide rows as many as make 2**22
+        weights (1,365 for 3,072 columns).
     activation
         "topk", "sigmoid", "relu" or another of ``Activation.registry``; ``{"name": "topk", "k": 4}``; or an instance.
     k
@@ -33,13 +34,14 @@ class SparseAutoencoder(AutoencoderEstimator):
         What makes latents sparse: "kl" (sigmoid units only), "l1", or "auto": "kl" for sigmoid units, "l1" for
         rectified ones, none for "topk". None: nothing but the loss, nor what keeps top-k latents alive.
     penalty_weight
-        None: the penalty's own default (kl 3, l1 1).
+        None: the penalty's own default (kl 3, l1 1), a tenth of it with ``loss="bce"``.
     rho
         Mean activation that "kl" aims at. None: 0.05.
     target_l0
         Not available yet.
     weight_decay
-        Weight of half the sum of squared weights. None: 0.003 beside "kl", which needs it, else 0.
+        Weight of half the sum of squared weights. None: 0.003 beside "kl", which needs it, a tenth of that with
+        ``loss="bce"``, else 0.
     hidden
         Widths of layers between columns and latents, such as ``(128,)``; the decoder mirrors them. None: none.
     tied

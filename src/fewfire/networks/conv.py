@@ -295,8 +295,8 @@ class ConvEncoder(MlpEncoder):
         super().__init__(layers, hidden_activation)
         self.input_shape = input_shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.reshape(-1, *self.input_shape))
+    def below(self, x: Tensor, depth: int) -> Tensor:
+        return super().below(x.reshape(-1, *self.input_shape), depth)
 
 
 class ConvDecoder(MlpDecoder):

@@ -136,7 +136,14 @@ class MlpEncoder(nn.Module):
         self.hidden_activation = hidden_activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(self.layers, self.hidden_activation, x)
+        return cast(Tensor, self.layers[-1](self.below(x, len(self.layers) - 1)))
+
+    def below(self, x: Tensor, depth: int) -> Tensor:
+        """What comes to layer ``depth`` when rows (B, *input shape) come to the first."""
+        between = HIDDEN_ACTIVATIONS[self.hidden_activation]
+        for layer in self.layers[:depth]:
+            x = between(layer(x))
+        return x
 
     def centre(self, mean: Tensor) -> None:
         """Read rows from now on less this mean (*input shape)."""
@@ -152,7 +159,10 @@ class MlpDecoder(Decoder):
         self.hidden_activation = hidden_activation
 
     def forward(self, latents: Tensor) -> Tensor:
-        return _through(self.layers, self.hidden_activation, latents)
+        *hidden, last = self.layers
+        for layer in hidden:
+            latents = HIDDEN_ACTIVATIONS[self.hidden_activation](layer(latents))
+        return cast(Tensor, last(latents))
 
     def start_from(self, row: Tensor, constant: Tensor) -> None:
         """Write this row (*target shape) before the hidden layers add to it, and always where a column is constant."""
@@ -171,11 +181,3 @@ class MlpDecoder(Decoder):
 
     def constrain(self) -> None:
         self._first.constrain()
-
-
-def _through(layers: nn.ModuleList, hidden_activation: str, x: Tensor) -> Tensor:
-    between = HIDDEN_ACTIVATIONS[hidden_activation]
-    *hidden, last = layers
-    for layer in hidden:
-        x = between(layer(x))
-    return cast(Tensor, last(x))

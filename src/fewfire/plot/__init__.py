@@ -1,7 +1,8 @@
 """Pictures for notebooks: matplotlib Axes, drawn where you say.
 
-Every function takes ``ax`` and returns the Axes it drew on. With ``ax=None`` it makes a figure of its own through
-pyplot, so that a notebook shows it; with an ``ax`` it leaves pyplot alone. Nothing is shown, saved or configured.
+A model is an Autoencoder or a fitted estimator. Every function takes ``ax`` and returns the Axes it drew on. With
+``ax=None`` it makes a figure of its own through pyplot, so that a notebook shows it; with an ``ax`` it leaves pyplot
+alone. Nothing is shown, saved or configured.
 
     ff.plot.filters(model)                     what each feature of images looks like
     ff.plot.feature_maps(model, x)             where features of a convolution fire in a row
@@ -9,9 +10,10 @@ pyplot, so that a notebook shows it; with an ``ax`` it leaves pyplot alone. Noth
     ff.plot.history("run/")                    loss and unexplained variance while training
     ff.plot.density(evaluation)                how often features fire
     ff.plot.reconstructions(model, x)          rows and what the model makes of them
+    ff.plot.scatter(model, x, labels)          rows as dots, near where their codes are near
 
 The numbers behind the pictures are functions as well (``feature_vectors``, ``tiles``, ``strongest_columns``,
-``curve``, ``rate_histogram``): the HTML report draws the same ones.
+``curve``, ``rate_histogram``, ``in_a_plane``): the HTML report draws the same ones.
 """
 
 from fewfire.plot.curves import curve, density, history, rate_histogram, rate_label, spans_decades
@@ -27,11 +29,16 @@ from fewfire.plot.features import (
 from fewfire.plot.maps import feature_maps
 from fewfire.plot.responses import Drawn, Weights, drawn, feature_vectors
 from fewfire.plot.rows import reconstructions
+from fewfire.plot.scatter import MAX_CLASSES, MAX_DOTS, alike, classes, in_a_plane, scatter
 
 __all__ = [
+    "MAX_CLASSES",
+    "MAX_DOTS",
     "STYLE",
     "Drawn",
     "Weights",
+    "alike",
+    "classes",
     "column_name",
     "curve",
     "density",
@@ -41,9 +48,11 @@ __all__ = [
     "filter_tiles",
     "filters",
     "history",
+    "in_a_plane",
     "rate_histogram",
     "rate_label",
     "reconstructions",
+    "scatter",
     "spans_decades",
     "strongest_columns",
     "tiles",

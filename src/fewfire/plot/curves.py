@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fewfire.autoencoder import as_model
 from fewfire.evaluation import Evaluation
 from fewfire.plot.drawing import STYLE, axes, dress
 from fewfire.tracking import read_metrics
@@ -40,7 +41,8 @@ def history(
     Parameters
     ----------
     run
-        A run folder, its ``metrics.jsonl``, a Run, or the records themselves (what ``Trainer.fit`` returns).
+        A run folder, its ``metrics.jsonl``, a Run, a fitted estimator, or the records themselves (what ``Trainer.fit``
+        returns).
     fields
         Names of logged values; those that were not logged are left out.
 
@@ -86,6 +88,10 @@ def spans_decades(values: Sequence[float]) -> bool:
 def _records(run: Any) -> Sequence[Mapping[str, Any]]:
     if isinstance(run, str | os.PathLike):
         return read_metrics(run)
+    if hasattr(run, "history_"):
+        return list(run.history_)
+    if not hasattr(run, "history") and not isinstance(run, Iterable):
+        as_model(run)  # an estimator that was not fitted says so itself
     return run.history() if hasattr(run, "history") else list(run)
 
 
@@ -111,6 +117,11 @@ def density(density: Tensor | npt.ArrayLike | Evaluation, ax: Axes | None = None
     ValueError
         A rate is not between 0 and 1, or there is none.
     """
+    if hasattr(density, "fit") or isinstance(density, torch.nn.Module):
+        raise TypeError(
+            f"how often features fire is told by rows, not by a {type(density).__name__} alone; give their rates, such "
+            "as (codes != 0).mean(0) of encoded rows, or an Evaluation"
+        )
     rates = density.density if isinstance(density, Evaluation) else torch.as_tensor(np.asarray(density))
     counts, edges, n_dead = rate_histogram(rates)
     ax = axes(ax, (6.4, 3.6))

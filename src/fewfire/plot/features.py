@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewfire.autoencoder import Autoencoder
+from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.contracts import Layout
 from fewfire.evaluation import Evaluation
 from fewfire.plot.drawing import STYLE, axes, dress, mosaic, plain_text, show, title
@@ -26,7 +26,7 @@ Order: TypeAlias = Sequence[int] | Sequence[float] | npt.NDArray[Any] | Tensor |
 
 
 def filters(
-    model: Autoencoder,
+    model: Autoencoder | HasModel,
     ax: Axes | None = None,
     *,
     n: int | None = None,
@@ -59,9 +59,11 @@ def filters(
     ValueError
         The rows or the targets are not images, or the network has no weights of that kind.
     """
+    model = as_model(model)
     if model.layout.kind != "image":
         raise ValueError(
-            "filters draws images and this model's rows are a table; draw plot.top_columns(model, feature)"
+            "filters draws images and this model's rows are a table; draw plot.top_columns(model, feature). If they "
+            'are images, say so: model.layout = Layout("image", (height, width)); of an estimator, module_.layout'
         )
     vectors, layout = drawn(model, weights)
     vectors = _as_wide_as(vectors, layout)
@@ -78,7 +80,7 @@ def filters(
 
 
 def top_columns(
-    model: Autoencoder,
+    model: Autoencoder | HasModel,
     feature: int | Sequence[int],
     ax: Axes | None = None,
     *,
@@ -95,6 +97,7 @@ def top_columns(
     ValueError
         The rows are images, the network has no such weight per feature, or there is no such feature.
     """
+    model = as_model(model)
     if model.layout.kind == "image":
         raise ValueError("top_columns draws tables and this model's rows are images; draw plot.filters(model)")
     features = [feature] if isinstance(feature, int) else [int(f) for f in feature]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewfire.autoencoder import Autoencoder
+from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.plot.drawing import STYLE, axes, dress, mosaic, rgb, show, spacing, title
 from fewfire.plot.features import tiles
 
@@ -27,7 +27,7 @@ PALE = 0.45
 
 
 def feature_maps(
-    model: Autoencoder,
+    model: Autoencoder | HasModel,
     x: Tensor | npt.ArrayLike,
     ax: Axes | None = None,
     *,
@@ -56,6 +56,7 @@ def feature_maps(
     ValueError
         The latents are not maps, or there is no such map.
     """
+    model = as_model(model)
     if len(model.latent_shape) == 1:
         raise ValueError("expected latents that are maps (network conv with latents 'maps'); this model's are a vector")
     row = torch.as_tensor(np.asarray(x)) if not isinstance(x, Tensor) else x.detach()

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fewfire.autoencoder import Autoencoder
+from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.contracts import Layout
 
 __all__ = ["Drawn", "Weights", "drawn", "feature_vectors"]
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
     layout: Layout
 
 
-def drawn(model: Autoencoder, weights: Weights = "decoder") -> Drawn:
+def drawn(model: Autoencoder | HasModel, weights: Weights = "decoder") -> Drawn:
     """``feature_vectors``, with the layout that they are drawn in: of feature maps, the patch that they write.
 
     Raises
@@ -40,6 +40,7 @@ def drawn(model: Autoencoder, weights: Weights = "decoder") -> Drawn:
     ValueError
         As ``feature_vectors``.
     """
+    model = as_model(model)
     vectors = feature_vectors(model, weights)
     if weights == "encoder":
         return Drawn(vectors, _layout_of(_first_layer(model), model))
@@ -47,7 +48,7 @@ def drawn(model: Autoencoder, weights: Weights = "decoder") -> Drawn:
     return _cropped(vectors, model.layout) if is_row and len(model.latent_shape) > 1 else Drawn(vectors, model.layout)
 
 
-def feature_vectors(model: Autoencoder, weights: Weights = "decoder") -> Tensor:
+def feature_vectors(model: Autoencoder | HasModel, weights: Weights = "decoder") -> Tensor:
     """(N, D) in model space.
 
     ``weights`` "decoder": what each of the L features adds to a reconstruction, for an activation of 1: row j of W_dec.
@@ -60,6 +61,7 @@ def feature_vectors(model: Autoencoder, weights: Weights = "decoder") -> Tensor:
     ValueError
         The network has no weights of that kind.
     """
+    model = as_model(model)
     if weights not in ("decoder", "encoder"):
         raise ValueError(f"expected weights 'decoder' or 'encoder'; got {weights!r}")
     if weights == "encoder":

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewfire.autoencoder import Autoencoder
+from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.contracts import Layout
 from fewfire.plot.drawing import STYLE, axes, dress, mosaic, plain_text, show, title
 from fewfire.plot.features import column_name, tiles
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def reconstructions(model: Autoencoder, x: Tensor | npt.ArrayLike, ax: Axes | None = None, n: int = 10) -> Axes:
+def reconstructions(
+    model: Autoencoder | HasModel, x: Tensor | npt.ArrayLike, ax: Axes | None = None, n: int = 10
+) -> Axes:
     """The first ``n`` rows of ``x`` (B, *input shape), in data space, and what the model makes of them.
 
     Images: originals above, reconstructions below, each pair on the scale of its original. Tables: a pair of strips
@@ -30,6 +32,7 @@ def reconstructions(model: Autoencoder, x: Tensor | npt.ArrayLike, ax: Axes | No
     ValueError
         ``x`` is empty or not of the model's shape, or the model's targets are not its inputs.
     """
+    model = as_model(model)
     rows = (x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x)))[:n]
     if model.input_shape != model.target_shape:
         raise ValueError(f"expected targets like inputs; the model maps {model.input_shape} to {model.target_shape}")

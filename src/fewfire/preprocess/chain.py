@@ -82,7 +82,7 @@ def make_preprocess(spec: Spec) -> Preprocess | None:
     >>> make_preprocess(["row_mean", "clip_scale"]).config()["name"]
     'chain'
 
-    None and an empty list mean none; a member is handed through.
+    None, "none" and an empty list mean none; a member is handed through.
 
     Raises
     ------
@@ -93,6 +93,8 @@ def make_preprocess(spec: Spec) -> Preprocess | None:
     """
     if spec is None or isinstance(spec, Preprocess):
         return spec
+    if isinstance(spec, str) and spec.lower() == "none":  # YAML's own word is null, which nobody thinks of
+        return None
     if isinstance(spec, str | Mapping):
         return Preprocess.from_config(spec)
     if isinstance(spec, list | tuple):

@@ -1,7 +1,7 @@
 """A run as one page: what was learned, as pictures, in a file that needs nothing else.
 
-``gather`` reads rows and keeps what the page shows, ``words`` turns numbers into sentences, ``charts`` into curves, and
-``build`` puts them into ``template.html.jinja``. The page loads nothing and runs no script.
+``gather`` reads rows and keeps what the page shows, ``words`` turns numbers into sentences, ``charts`` into curves,
+``labels`` into dots, and ``build`` puts them into ``template.html.jinja``. The page loads nothing and runs no script.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from fewfire.contracts import Source
 from fewfire.report import METRICS, charts, words
 from fewfire.report.gallery import TILE, Gallery, tile_size
 from fewfire.report.gather import N_TOP, Example, Gathered, gather
+from fewfire.report.labels import Clouds, clouds
 from fewfire.runs import Run
 
 __all__ = ["render"]
@@ -225,6 +226,11 @@ class Page:
             columns = [(plot.column_name(self.model.layout, i), float(e.x[i]), float(z[i])) for i in unusual]
             groups.append({"row": e.row, "value": value, "share": abs(value) / highest, "columns": columns})
         return groups
+
+    @cached_property
+    def clouds(self) -> Clouds | None:
+        """Rows as dots, coloured by label, where the data have labels."""
+        return clouds(self.model, self.source)
 
     # --------------------------------------------------------------------------------- training and the rest
 

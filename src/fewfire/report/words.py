@@ -121,7 +121,8 @@ def _fingerprints(run: Run, source: Source) -> Iterator[str]:
 
 def _penalties(run: Run, result: Mapping[str, float]) -> Iterator[str]:
     """What each sparsity term has to say of its own failure."""
-    found = {**result, "n_positions": math.prod(run.model.latent_shape)}
+    logistic = float(kind_of(run.model) != "normal")
+    found = {**result, "n_positions": math.prod(run.model.latent_shape), "logistic": logistic}
     for config in run.provenance.get("objective") or []:
         with contextlib.suppress(ValueError, TypeError):  # a term of somebody's own, not loaded here
             said = Term.from_config(config).verdict(found)
@@ -132,7 +133,7 @@ def _penalties(run: Run, result: Mapping[str, float]) -> Iterator[str]:
 def _silent(run: Run, gathered: Gathered, result: Mapping[str, float]) -> Iterator[str]:
     dead, n_latents = int((gathered.evaluation.fired == 0).sum()), int(result["n_latents"])
     rows = count(gathered.evaluation.n_rows, "row")
-    if "logits" in run.model.activation.gives and dead:
+    if kind_of(run.model) == "logistic" and dead:
         which = "No unit" if dead == n_latents else f"{dead:,} of {count(n_latents, 'unit')} never"
         mean = short(result["mean_activation"])
         yield (

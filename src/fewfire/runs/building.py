@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewfire.autoencoder import Autoencoder
+from fewfire.autoencoder import Autoencoder, default_latents
 from fewfire.contracts import Source
 from fewfire.corruptions import Corruption
 from fewfire.runs.config import ModelConfig, RunConfig
 from fewfire.scoring import threshold
 from fewfire.sources import KINDS, open_source
 from fewfire.terms import Term
-from fewfire.trainer import Trainer
+from fewfire.trainer import Trainer, start_sparse
 
 __all__ = ["make_trainer", "open_like", "provenance", "resolved"]
 
-MAX_DEFAULT_LATENTS = 16_384
 USUAL_ROWS = 0.99
 """share of the training rows that `fewfire score` takes for usual"""
 
@@ -30,7 +29,7 @@ def make_trainer(
     """Model, terms and Trainer for a configuration and its opened source."""
     model = Autoencoder(
         source.row_shape,
-        config.model.n_latents or min(4 * math.prod(source.row_shape), MAX_DEFAULT_LATENTS),
+        config.model.n_latents or default_latents(source.row_shape),
         config.model.activation,
         network=config.model.network,
         d_out=source.target_shape,
@@ -40,7 +39,9 @@ def make_trainer(
     )
     terms = None if config.objective is None else [Term.from_config(t) for t in config.objective]
     corruption = None if config.corruption is None else Corruption.from_config(config.corruption)
-    return Trainer(model, source, terms, config.train, corruption=corruption, folder=folder, progress=progress)
+    trainer = Trainer(model, source, terms, config.train, corruption=corruption, folder=folder, progress=progress)
+    start_sparse(model, trainer.terms.values())
+    return trainer
 
 
 def _preprocess(spec: Any, source: Source) -> Any:

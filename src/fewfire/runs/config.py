@@ -10,14 +10,14 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewfire.activations import Activation
-from fewfire.contracts import Named, did_you_mean
+from fewfire.contracts import Named
 from fewfire.corruptions import Corruption
 from fewfire.disk import one_line
 from fewfire.networks import Network
 from fewfire.preprocess import Preprocess
 from fewfire.runs.plain_yaml import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from fewfire.terms import Term
-from fewfire.trainer import TrainConfig
+from fewfire.trainer import TrainConfig, complaint
 
 __all__ = ["DataConfig", "ModelConfig", "RunConfig", "load_config", "schema"]
 
@@ -46,7 +46,7 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """What to train."""
 
-    n_latents: int | None = Field(None, ge=1, description="None: four times the input width, at most 16,384")
+    n_latents: int | None = Field(None, ge=1, description="None: four times the input width, fewer for wide rows")
     activation: Spec = Field("topk", description="{name: topk, k: 32}, sigmoid, relu, ...")
     network: Spec = Field("linear", description="{name: linear, tied: false, output: identity}")
 
@@ -132,33 +132,25 @@ def load_config(file: str | Path | None = None, settings: Sequence[str] = (), **
         if not equals or not key or key.count(".") >= MAX_DEPTH:
             raise ValueError(f"expected --set key=value, such as train.steps=500; got {one_line(setting, 60)!r}")
         what = f"--set {one_line(setting, 80)}"
-        try:
-            value = parse_yaml(text)
-        except ValueError as error:
-            raise ValueError(f"{what}: the value is not YAML: {error}") from None
-        raw = _with(raw, key.split("."), value, RunConfig().model_dump(), what)
+        raw = _with(raw, key.split("."), _value(key, text, what), RunConfig().model_dump(), what)
     for name, value in data.items():
         raw = _with(raw, ["data", name], value, RunConfig().model_dump(), f"data.{name}={value}")
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        sentence = _sentence(error)
+        sentence = complaint(error, RunConfig, "`fewfire config` prints")
         raise ValueError(sentence if file is None or settings else f"{file}: {sentence}") from None
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first of the complaints, in our words."""
-    first = error.errors(include_url=False)[0]
-    where = one_line(".".join(map(str, first["loc"])), 80)
-    if first["type"] != "extra_forbidden":
-        message = one_line(first["msg"].removeprefix("Value error, "))
-        return f"{where}: {message}; got {one_line(repr(first['input']), 80)}" if where else message
-    *sections, name = map(str, first["loc"])
-    fields: Mapping[str, Any] = RunConfig.model_fields
-    for section in sections:
-        fields = fields[section].annotation.model_fields
-    hint = did_you_mean(name, fields)
-    return f"no setting {where!r}; `fewfire config` prints what there is{hint}"
+def _value(key: str, text: str, what: str) -> Any:
+    """The value of a ``key=value`` setting."""
+    if text in (",", "|"):  # a delimiter or a decimal sign, and a sign of YAML's own
+        quoted = f"--set \"{one_line(key, 80)}='{text}'\""
+        raise ValueError(f"{what}: YAML takes the value for a sign of its own; in quotes it is text: {quoted}")
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{what}: the value is not YAML: {error}") from None
 
 
 def _with(section: Any, keys: Sequence[str], value: Any, default: Any, setting: str) -> Any:

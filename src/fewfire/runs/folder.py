@@ -130,12 +130,14 @@ def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress:
         _check_unused(out)
     trainer = make_trainer(config, _open(config.data), folder=out, progress=progress)
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": _absolute(given)})})
-    text = dump_yaml(resolved(config, trainer).model_dump(mode="json"))
+    settled = resolved(config, trainer)
     with _writing(out, resume):
         if not _checkpoints(out):
-            atomic_write(out / "config.yaml", text)
+            atomic_write(out / "config.yaml", dump_yaml(settled.model_dump(mode="json")))
         trainer.fit(resume=resume)
-        atomic_write(out / "config.yaml", text)  # only now: had the resume been refused, the old one would still hold
+        # Only now: had the resume been refused, the old one would still hold. It may have taken over the threads.
+        settled = settled.model_copy(update={"train": trainer.config})
+        atomic_write(out / "config.yaml", dump_yaml(settled.model_dump(mode="json")))
         sweep(out / "model")
         files.save(trainer.model, out / "model", provenance=provenance(trainer, given))
     return open_run(out)

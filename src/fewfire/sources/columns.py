@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Names", "also_without", "as_matrix", "choose", "refuse_text"]
+__all__ = ["NEEDED", "Names", "also_without", "as_matrix", "choose", "on_the_command_line", "refuse_text"]
 
 Names = Iterable[Any] | str | int | float | None
 """names as a configuration file gives them: 2019 may come as a number, and one name without a list"""
 
 SHOWN = 5
 """names in an error message"""
+MAX_HINT = 80
+"""characters of names in a line to paste; of more, the reader is told how to write it"""
+NEEDED = "these columns were asked for by name, and are needed: correct the file, or give one in which they are numbers"
 
 
 def choose(names: Sequence[str], columns: Names, drop: Names, where: str) -> list[int]:
@@ -61,11 +67,24 @@ def refuse_text(found: Mapping[str, str], where: str, advice: str | None = None)
     what = ", ".join(f"{name!r:.40} ({holds:.50})" for name, holds in list(found.items())[:SHOWN])
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     if advice is None:
-        simple = all(name.isidentifier() for name in found)
-        names = ", ".join(found if simple else map(repr, found))
-        names = names if len(names) <= 80 else f"{names[:80]}..."
-        advice = f'leave them out: drop=[...], on the command line --set "data.options.drop=[{names}]"'
+        names = f"[{', '.join(map(_in_yaml, found))}]"
+        names = names if len(names) <= MAX_HINT else "[...]"
+        advice = f"leave them out: drop=[...], on the command line {on_the_command_line('drop', names)}"
     raise ValueError(f"{where}: expected numbers in every column, got {what:.170}{more}; {advice}")
+
+
+def on_the_command_line(option: str, value: str) -> str:
+    """``--set "data.options.drop=[a, b]"``, as a shell and then YAML read it. ``value`` is YAML."""
+    setting = f"data.options.{option}={value}"
+    plain = not re.search(r'["$`\\!]', setting)
+    return f'--set "{setting}"' if plain else f"--set {shlex.quote(setting)}"
+
+
+def _in_yaml(name: str) -> str:
+    """A name that YAML takes for this text and nothing else."""
+    if name.isidentifier() and name.isascii() and name.lower() not in ("true", "false", "null"):
+        return name
+    return "'" + name.replace("'", "''") + "'" if name.isprintable() else json.dumps(name)
 
 
 def as_matrix(columns: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

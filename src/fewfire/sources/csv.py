@@ -12,7 +12,15 @@ import numpy as np
 from fewfire.contracts import Layout
 from fewfire.preprocess import Spec
 from fewfire.sources.blocks import SHUFFLE_BYTES, BlockSource, Rows
-from fewfire.sources.columns import Names, also_without, as_matrix, choose, refuse_text
+from fewfire.sources.columns import (
+    NEEDED,
+    Names,
+    also_without,
+    as_matrix,
+    choose,
+    on_the_command_line,
+    refuse_text,
+)
 from fewfire.sources.dialect import FALSE, MISSING, TRUE, Dialect
 from fewfire.sources.fingerprint import FileState, file_digest
 from fewfire.sources.lines import LineBlock, cells_of, count_cells, is_blank, line_blocks, rows_of
@@ -103,6 +111,7 @@ class _Lines:
         sample = self._parse(self._blocks[0], range(len(dialect.names)), {})
         if columns is None and not dialect.is_named and _counts_up(sample.column(0)):
             drop = also_without(dialect.names[:1], drop, "counts the rows and has no name", str(self._path))
+        self._asked = columns is not None
         self._chosen = choose(dialect.names, columns, drop, str(self._path))
         self._kinds = self._kinds_in(sample)
         self.names = tuple(dialect.names[i] for i in self._chosen)
@@ -133,8 +142,9 @@ class _Lines:
 
     def _advice(self, others: Iterable[str]) -> str | None:
         if self._dialect.decimal == "," or not all(re.search(r"'[+-]?\d+,\d+'$", what) for what in others):
-            return None
-        return "if that is a decimal comma, decimal=',' reads it, on the command line --set data.options.decimal=,"
+            return NEEDED if self._asked else None
+        setting = on_the_command_line("decimal", "','")
+        return f"if that is a decimal comma, decimal=',' reads it, on the command line {setting}"
 
     def _parse(self, block: LineBlock, columns: Sequence[int], kinds: Mapping[int, Any]) -> Any:
         """These columns of a block as an Arrow table, of these kinds; of what they seem to be where none is given."""
@@ -190,9 +200,12 @@ class _Lines:
                 text = cells[i].decode()
                 if not self._dialect.is_a(kind, text):
                     wanted = "true or false, as in the first rows" if str(kind) == "bool" else "a number"
+                    instead = "or leave the cell empty"
+                    if not self._asked:
+                        instead = "leave the cell empty, or leave the column out with drop=[...]"
                     return (
                         f"{self._path} line {line}, column {names[i]!r:.60}: expected {wanted}, got {text!r:.60}; "
-                        "correct it, leave the cell empty, or leave the column out with drop=[...]"
+                        f"correct it, {instead}"
                     )
             line += row[0].count(b"\n")
         return None

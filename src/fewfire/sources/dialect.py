@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+from fewfire.sources.columns import on_the_command_line
 from fewfire.sources.lines import MAX_ROW_BYTES, cells_of, check_text, count_cells, is_blank, line_blocks, rows_of
 
-__all__ = ["FALSE", "MISSING", "TRUE", "Dialect"]
+__all__ = ["DELIMITERS", "FALSE", "MISSING", "TRUE", "Dialect"]
 
 DELIMITERS = "\t;|,"
 """tried in this order: a comma may also be a decimal sign"""
@@ -56,8 +57,10 @@ class Dialect:
         if decimal not in (".", ","):
             raise ValueError(f"expected decimal '.' or ',', got {decimal!r}")
         if delimiter is not None and not _may_delimit(delimiter, decimal):
+            tab = on_the_command_line("delimiter", r'"\t"')
             raise ValueError(
                 f"expected a delimiter of one character that is no quote, line end or decimal sign, got {delimiter!r}"
+                + (f"; a tab is {tab}" if delimiter == r"\t" else "")
             )
         with path.open("rb") as file:
             start = file.read(MAX_ROW_BYTES)

@@ -71,13 +71,15 @@ def open_source(
 
 def _kind_of(path: Path, kind: str | None) -> Kind:
     if not path.exists():
-        raise FileNotFoundError(f"no such file or folder: {path}; expected {_supported()}")
+        raise FileNotFoundError(f"no such file or folder: {path}; expected {_nameable()}")
     if kind is not None and KINDS[kind].accepts is not None:
         return KINDS[kind]
     for candidate in KINDS.values():
         if kind is None and candidate.accepts is not None and candidate.accepts(path):
             return candidate
-    raise ValueError(f"cannot tell how to read {path}; expected {_supported()}")
+    if path.is_dir() and not any(path.iterdir()):
+        raise ValueError(f"the folder {path} is empty; expected {_nameable()}")
+    raise ValueError(f"cannot tell how to read {path}; expected {_nameable()}")
 
 
 def _call(opener: Callable[..., Source], what: str, args: tuple[Any, ...], options: dict[str, Any]) -> Source:
@@ -95,6 +97,11 @@ def _names(options: dict[str, Any]) -> str:
 
 
 def _supported() -> str:
+    return f"{_nameable()}, an array or tensor (n, columns), or a Source"
+
+
+def _nameable() -> str:
+    """What can be said in words, on the command line too."""
     names = ", ".join(name for name, kind in KINDS.items() if kind.accepts is None)
     paths = ", ".join(kind.label for kind in KINDS.values() if kind.accepts is not None)
-    return f"a built-in name ({names}), a path to {paths}, an array or tensor (n, columns), or a Source"
+    return f"a built-in name ({names}), a path to {paths}"

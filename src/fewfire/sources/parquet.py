@@ -13,7 +13,7 @@ import numpy as np
 from fewfire.contracts import Layout
 from fewfire.preprocess import Spec
 from fewfire.sources.blocks import PIECE_BYTES, SHUFFLE_BYTES, BlockSource, Rows
-from fewfire.sources.columns import Names, also_without, as_matrix, choose, refuse_text
+from fewfire.sources.columns import NEEDED, Names, also_without, as_matrix, choose, refuse_text
 from fewfire.sources.fingerprint import FileState, file_digest
 from fewfire.sources.footer import value_counts
 from fewfire.sources.registry import suffixes
@@ -108,7 +108,7 @@ class _RowGroups:
         kinds = [schema.field(i).type for i in chosen]
         self._list_of = _element(kinds[0]) if len(kinds) == 1 else None
         numbers = [self._list_of] if self._list_of is not None else kinds
-        _refuse_others([names[i] for i in chosen], numbers, path)
+        _refuse_others([names[i] for i in chosen], numbers, path, asked=columns is not None)
         self.dtype = np.dtype(np.float32 if all(map(_is_narrow, numbers)) else np.float64)
         self.names = tuple(names[i] for i in chosen) if self._list_of is None else ()
         with self._complaining():
@@ -251,7 +251,7 @@ def _row_counts(metadata: Any) -> list[int]:
     return counts
 
 
-def _refuse_others(names: Sequence[str], kinds: Sequence[Any], path: Path) -> None:
+def _refuse_others(names: Sequence[str], kinds: Sequence[Any], path: Path, *, asked: bool) -> None:
     """One error for all columns that are not numbers."""
     if sorted(names) == CODES and all(_element(kind) is not None for kind in kinds):
         raise ValueError(
@@ -260,7 +260,9 @@ def _refuse_others(names: Sequence[str], kinds: Sequence[Any], path: Path) -> No
         )
     others = {name: _in_words(kind) for name, kind in zip(names, kinds, strict=True) if not _is_number(kind)}
     lists = [name for name, kind in zip(names, kinds, strict=True) if _element(kind) is not None]
-    advice = f"for the vectors in {lists[0]!r:.60} alone give columns=[{lists[0]:.60}]" if len(lists) == 1 else None
+    advice = NEEDED if asked else None
+    if len(lists) == 1 and not asked:
+        advice = f"for the vectors in {lists[0]!r:.60} alone give columns=[{lists[0]:.60}]"
     refuse_text(others, str(path), advice)
 
 

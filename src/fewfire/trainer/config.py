@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fewfire.contracts import Optimizer
+from fewfire.trainer.complaints import InOneLine
 from fewfire.trainer.schedules import arrival
 
 __all__ = ["TrainConfig"]
 
+Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+"""an average with 1 never forgets, and adam divides by 1 minus it"""
 
-class TrainConfig(BaseModel):
+
+class TrainConfig(BaseModel, metaclass=InOneLine):
     """Settings of a Trainer. Unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -30,9 +34,12 @@ class TrainConfig(BaseModel):
     lr_warmup: float = Field(0.0, ge=0, lt=1, description="fraction of training in which the rate rises from 0")
     lr_decay: float = Field(0.2, ge=0, le=1, description="fraction of training in which it falls, when linear")
     optimizer: Literal["adam", "lbfgs"] = Field("adam", description="lbfgs: full batches of data in memory")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="adam's two averages")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="adam's two averages")
     eps: float = Field(1e-8, gt=0, description="adam's epsilon")
     clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the gradient; None: no limit")
+    pretrain_steps: int = Field(
+        0, ge=0, description="steps for each layer of a deep network, one layer after the other, before all are trained"
+    )
     seed: int = Field(0, ge=0, description="of the order of the rows, of noise and of first weights")
     checkpoint_every: int | None = Field(
         None, ge=0, description="steps between checkpoints. None: a tenth of the run; 0: only the last"

@@ -27,8 +27,9 @@ from fewfire.terms import MSE, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint, outcome
 from fewfire.trainer.config import TrainConfig
+from fewfire.trainer.pretraining import check_layers, pretrain
 from fewfire.trainer.progress import make_progress, say
-from fewfire.trainer.refusals import OR_SKIP, check_needs, check_range, check_shapes, nonfinite_message
+from fewfire.trainer.refusals import OR_SKIP, check_emphasis, check_needs, check_range, check_source, nonfinite_message
 from fewfire.trainer.resuming import check_same, growth, identity, restore, snapshot
 from fewfire.trainer.schedules import Schedules
 from fewfire.trainer.signals import Interrupted, StopSignals, interruptible
@@ -103,9 +104,9 @@ class Trainer:
         self._threads_asked = config.threads
         n_threads = config.threads or worthwhile_threads(self.batch_size, width, model.n_latents)
         self.config = config.model_copy(update={"threads": n_threads})
-        check_shapes(model, source)
+        check_source(model, source)
         if validation is not None:
-            check_shapes(model, validation)
+            check_source(model, validation, source.layout)
             if validation.n_rows is None:
                 raise ValueError("validation would never end: expected a source with a last row, got an endless one")
         if model.layout == Layout():
@@ -118,6 +119,10 @@ class Trainer:
             raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
         for term in self.terms.values():
             check_needs(term, model)
+        if self.config.pretrain_steps:
+            check_layers(model)
+        self.emphasis = check_emphasis(self.terms, self.config.schedules, corruption, source)
+        """whether a term asks what the corruption chose"""
         self.corruption = corruption
         self.folder = Path(folder) if folder is not None else None
         self.progress = make_progress(progress)
@@ -164,7 +169,7 @@ class Trainer:
         ------
         TrainingError
             A step was not finite and ``config.on_nonfinite`` is "stop"; the message names the rows. Or it is
-            "skip", and every step was.
+            "skip", and every step was. Or what came out is not finite. Or this Trainer has trained before.
         Interrupted
             Ctrl-C, SIGTERM or SIGHUP came: training stopped after a whole step, with a checkpoint if there is a
             folder. A second signal ends it at once. It is a KeyboardInterrupt.
@@ -196,6 +201,8 @@ class Trainer:
     def _start(self, resume: bool) -> None:
         """Be where the newest checkpoint was, or at the beginning with preprocessors fitted."""
         resumed = resume and self._resume()
+        if resume and self.speaks and (not resumed or self._over()):
+            say(self._nothing_left() if resumed else f"nothing to resume in {self.folder}: training starts anew")
         if self.folder is not None:
             if not resumed and checkpoint.latest(self.folder / "checkpoints"):
                 raise FileExistsError(
@@ -204,8 +211,15 @@ class Trainer:
             if not self._over():
                 checkpoint.check_room(self.folder / "checkpoints", *snapshot(self), growth(self))
         if not resumed:
+            if self.state.step:
+                raise TrainingError(
+                    f"this Trainer has made {self.state.step:,} of its {self.total_steps:,} steps, and starts only "
+                    "once; make a new one with the same model to train that further"
+                )
             self._fit_preprocess()
             self._check_held_out()
+            if self.config.pretrain_steps:
+                pretrain(self)
         self._open_log(resumed)
 
     def _train(self) -> None:
@@ -225,8 +239,14 @@ class Trainer:
                 self._leave_if_told()
         finally:
             self.progress.stop()
+        if self._saved_at != self.state.step:  # patience ended it between two checkpoints
+            self.save_checkpoint()
         if self.skipped == self.state.step:
             raise TrainingError(f"none of {self.skipped} steps was finite, nothing was learned; check the data for NaN")
+        if self.best.weights:
+            self.model.load_state_dict(self.best.weights)
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise TrainingError(f"the weights are not finite after step {self.state.step:,}; {self._slower()}")
 
     def _batches(self) -> Iterator[Batch]:
         """Batches in model space from where the state stands to the end of training."""
@@ -255,20 +275,24 @@ class Trainer:
     def _prepare(self, batch: Batch, *noise: int | str) -> Batch:
         """Data space to model space: device and dtype, preprocess, then corruption of the input alone.
 
-        ``noise``: what the corruption is drawn from, besides the seed.
+        ``noise``: what the corruption is drawn from, besides the seed. Asked again with the same key, it says what it
+        chose; of pairs, what differs was chosen.
         """
         model, dtype = self.model, self.model.dtype
         paired = batch.x is not batch.x_in or model.preprocess_out is not None
-        x_in = model.to_model_space(batch.x_in.to(model.device)).to(dtype)
-        x = model.target_to_model_space(batch.x.to(model.device)).to(dtype) if paired else x_in
-        if self.corruption is not None:
-            x_in = self.corruption(x_in, rng.generator(self.state.seed, *noise, device=model.device))
-        return Batch(x_in, x, batch.rows)
+        clean = model.to_model_space(batch.x_in.to(model.device)).to(dtype)
+        x = model.target_to_model_space(batch.x.to(model.device)).to(dtype) if paired else clean
+        if self.corruption is None:
+            return Batch(clean, x, batch.rows, clean != x if self.emphasis else None)
+        key = (self.state.seed, *noise)
+        x_in = self.corruption(clean, rng.generator(*key, device=model.device))
+        again = rng.generator(*key, device=model.device)
+        return Batch(x_in, x, batch.rows, self.corruption.chosen(clean, again) if self.emphasis else None)
 
     def _step(self, batch: Batch) -> StepReport:
         state = self.state
         state.lr = self.config.learning_rate_at(state.step)
-        self._apply_schedules(state.step)
+        self.schedules.apply(self._done(state.step))
         report = self.engine.step(batch, state)
         if report.bad_rows is None:
             state.since_fired += len(batch.rows)
@@ -282,9 +306,9 @@ class Trainer:
         state.step += 1
         return report
 
-    def _apply_schedules(self, step: int) -> None:
-        """The first step has the values at 0, the last one those at 1."""
-        self.schedules.apply(step / max(1, self.total_steps - 1))
+    def _done(self, step: int) -> float:
+        """The fraction of training at which step ``step`` has its scheduled values: the first at 0, the last at 1."""
+        return step / max(1, self.total_steps - 1)
 
     def _after_step(self, batch: Batch, report: StepReport, speed: float) -> None:
         if report.bad_rows is None and self._due(self.config.log_every):
@@ -298,6 +322,9 @@ class Trainer:
             self._validate(self.validation)
         if self._due(self.config.checkpoint_every):
             self.save_checkpoint()
+
+    def _nothing_left(self) -> str:
+        return f"{self.folder} was finished already, after {self.state.step:,} steps: nothing is left to train"
 
     def _due(self, every: int | None) -> bool:
         """Whether something that is done every so many steps, and at the end, is to be done now."""
@@ -353,7 +380,7 @@ class Trainer:
             return
         self.validation_due = False
         self._log.log(self.state.step, {"val_loss": loss, "val_fvu": fvu})
-        if self.state.step >= self.schedules.settled_at(self.total_steps):
+        if self.schedules.settled(self._done(self.state.step - 1)):  # the values that this loss was measured with
             self.best.compare(loss, self.model, keep=self.config.patience is not None)
 
     def _leave_if_told(self) -> None:
@@ -368,13 +395,14 @@ class Trainer:
         self._stop.check(f"{done}; --resume (or fit(resume=True)) goes on from {self._newest()}")
 
     def _finish(self) -> None:
-        """Take the best weights if they were kept, then say what came out and whether the penalties worked."""
-        if self.best.weights:
-            self.model.load_state_dict(self.best.weights)
+        """Say what came out and whether the penalties worked."""
         rest = f"; --resume (or fit(resume=True)) goes on from {self._newest()}" if self.folder else ""
         source = interruptible(self.validation or self.source, self._stop, f"stopped before the summary{rest}")
         # Rows that training did not come to may be bad in spite of on_nonfinite "stop"; the work is done all the same.
-        self.summary = Evaluation.over(self.model, source, max_rows=SUMMARY_ROWS, skip_nonfinite=True).result()
+        evaluation = Evaluation.over(self.model, source, max_rows=SUMMARY_ROWS, skip_nonfinite=True)
+        self.summary = evaluation.result()
+        if math.isfinite(evaluation.target.squared_deviation) and not math.isfinite(self.summary["mse"]):
+            raise TrainingError(f"training diverged: reconstructions are not finite at the end; {self._slower()}")
         if not (self._log.history and "summary" in self._log.history[-1]):  # a finished run was resumed
             last = {"seconds": round(self.seconds, 3), "skipped": self.skipped, "summary": self.summary}
             self._log.log(self.state.step, last)
@@ -383,6 +411,9 @@ class Trainer:
             say(self.describe())
         for objection in self.objections():
             warnings.warn(objection, SparsityWarning, stacklevel=3)
+
+    def _slower(self) -> str:
+        return f"lower the learning rate (now {self.config.learning_rate:g}), or rescale the data"
 
     def describe(self) -> str:
         """What training came to, in a sentence."""
@@ -455,8 +486,9 @@ class Trainer:
         self._saved_at = self.state.step
         if self._threads_asked is None and metadata["threads"]:  # sums may round differently on another number
             torch.set_num_threads(metadata["threads"])
+            self.config = self.config.model_copy(update={"threads": metadata["threads"]})  # the next resume reads it
         if self.state.step:  # the run may be over: leave the values of its last step
-            self._apply_schedules(self.state.step - 1)
+            self.schedules.apply(self._done(self.state.step - 1))
         return True
 
 

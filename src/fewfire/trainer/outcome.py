@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+from fewfire.activations import Activation, Sigmoid
 
 if TYPE_CHECKING:
     from fewfire.trainer.loop import Trainer
@@ -15,23 +17,34 @@ __all__ = ["describe", "objections"]
 def describe(trainer: Trainer) -> str:
     """One sentence."""
     s = trainer.summary
-    dead = round(s["dead_fraction"] * s["n_latents"])
     skipped = f"; {trainer.skipped} steps were not finite and were skipped" if trainer.skipped else ""
-    fire, never = ("fire", "fire") if trainer.model.activation.exact_zeros else ("exceed one half", "do")
     per_column = 1 - s["fvu_columns"]  # one column of large scale can hold nearly all of the variance
     apart = abs(per_column - s["explained_variance"]) > 0.1
     each = f" ({per_column:.1%} of an average column's)" if apart else ""
     return (
         f"{trainer.state.step:,} steps in {trainer.seconds:.1f} s: "
         f"{s['explained_variance']:.1%} of variance explained{each}, "
-        f"mean activation {s['mean_activation']:.3g}, {s['l0']:.1f} of {s['n_latents']:,} latents {fire} per row, "
-        f"{dead} never {never}{skipped}"
+        f"mean activation {s['mean_activation']:.3g}, {_firing(trainer.model.activation, s)}{skipped}"
     )
+
+
+def _firing(activation: Activation, s: Mapping[str, float]) -> str:
+    """How many latents fire, in words that are true of what counts as firing."""
+    if not activation.exact_zeros and type(activation).active is Activation.active:
+        return f"{s['n_latents']:,} latents, none of them ever 0"
+    fire, never = ("exceed one half", "do") if isinstance(activation, Sigmoid) else ("fire", "fire")
+    dead = round(s["dead_fraction"] * s["n_latents"])
+    return f"{s['l0']:.1f} of {s['n_latents']:,} latents {fire} per row, {dead} never {never}"
 
 
 def objections(trainer: Trainer) -> Iterator[str]:
     """A sentence for every term that did not do its work, and for a dictionary that came to nothing."""
-    found = {**trainer.summary, "n_positions": math.prod(trainer.model.latent_shape)}
+    model = trainer.model
+    found = {
+        **trainer.summary,
+        "n_positions": math.prod(model.latent_shape),
+        "logistic": float("mean_logvar" not in model.gives),
+    }
     for term in trainer.terms.values():
         verdict = term.verdict(found)
         if verdict is not None:

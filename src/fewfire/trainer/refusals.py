@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
-from fewfire.contracts import Batch, Source
+from fewfire.contracts import Batch, Layout, Source
+from fewfire.corruptions import Corruption
 from fewfire.networks import Network
 from fewfire.rows import check_finite
 from fewfire.terms import Term
 
-__all__ = ["OR_SKIP", "check_needs", "check_range", "check_shapes", "nonfinite_message"]
+__all__ = ["OR_SKIP", "check_emphasis", "check_needs", "check_range", "check_source", "nonfinite_message"]
 
 ROUNDING = 1e-3
 """how far a value may lie outside a range that it was scaled to: a product rounds by the shape of its batch"""
 OR_SKIP = ", or set on_nonfinite to 'skip'"
 
 
-def check_shapes(model: Autoencoder, source: Source) -> None:
+def check_source(model: Autoencoder, source: Source, trained_on: Layout | None = None) -> None:
+    """Refuse rows of another shape than the model's, or of other columns than the model's and the training rows'."""
     for what, wanted, came in (
         ("rows", model.input_shape, source.row_shape),
         ("targets", model.target_shape, source.target_shape),
     ):
         if tuple(came) != tuple(wanted):
             raise ValueError(f"expected {what} of shape {tuple(wanted)}, as the model's; the data's are {tuple(came)}")
+    for layout in (model.layout, trained_on or Layout()):
+        layout.check_columns(source.layout.columns)
 
 
 def check_range(model: Autoencoder, batch: Batch) -> None:
@@ -38,9 +42,13 @@ def check_range(model: Autoencoder, batch: Batch) -> None:
     """
     if model.network.output != "sigmoid":
         return
-    low, high = batch.x.aminmax()  # NaN, if there is one: the engine will name it
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        outside = ((batch.x < -ROUNDING) | (batch.x > 1 + ROUNDING)).flatten(1).any(1)
+    low, high = batch.x.aminmax()
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return
+    finite = batch.x.isfinite()  # what is not, the engine names, or skips
+    outside = (finite & ((batch.x < -ROUNDING) | (batch.x > 1 + ROUNDING))).flatten(1).any(1)
+    if outside.any():
+        low, high = batch.x[finite].aminmax()
         raise ValueError(
             f"reconstructions with output sigmoid lie between 0 and 1, the preprocessed data between {low:.4g} and "
             f"{high:.4g} (row {int(batch.rows[int(outside.nonzero()[0])])}); use preprocess minmax (or clip_scale), or "
@@ -59,6 +67,38 @@ def check_needs(term: Term, model: Autoencoder) -> None:
             f"{model.network.name!r} (output {model.network.output}) does not give; "
             f"given by: {', '.join(givers) or 'nothing that is loaded'}"
         )
+
+
+def check_emphasis(
+    terms: Mapping[str, Term],
+    schedules: Mapping[str, Sequence[tuple[float, float]]],
+    corruption: Corruption | None,
+    source: Source,
+) -> bool:
+    """Whether a term asks what the corruption chose: its ``intact`` is below 1, or comes to be.
+
+    Refused where nothing is corrupted: with intact=0 it would train nothing.
+    """
+
+    def least(label: str, term: Term) -> float:
+        return min([getattr(term, "intact", 1), *(value for _, value in schedules.get(f"{label}.intact", ()))])
+
+    label = next((label for label, term in terms.items() if least(label, term) < 1), None)
+    if label is None:
+        return False
+    inputs, targets = tuple(source.row_shape), tuple(source.target_shape)
+    if inputs != targets:
+        raise ValueError(
+            f"term {label!r} with intact below 1 compares each column with its corrupted self: expected targets of "
+            f"the inputs' shape {inputs}, got {targets}; leave intact at 1"
+        )
+    first = next(iter(source.batches(1, shuffle=False)), None) if corruption is None else None
+    if corruption is None and (first is None or first.x is first.x_in):
+        raise ValueError(
+            f"term {label!r} has intact below 1, which needs columns that were corrupted: expected a corruption, or "
+            "pairs of a noisy and a clean row; got neither. Give a corruption, or leave intact at 1"
+        )
+    return True
 
 
 def nonfinite_message(given: Batch, batch: Batch, bad: Tensor, step: int, columns: Sequence[str] = ()) -> str:

@@ -39,7 +39,6 @@ class Schedules:
         self, points: Mapping[str, Sequence[tuple[float, float]]], terms: Mapping[str, Any], model: Any
     ) -> None:
         owners = {**terms, "activation": model.activation}
-        self._arrived = max(map(arrival, points.values()), default=0.0)
         self._targets: list[tuple[Any, str, Sequence[tuple[float, float]], bool]] = []
         for target, line in points.items():
             owner, _, attribute = target.rpartition(".")
@@ -55,9 +54,12 @@ class Schedules:
             value = piecewise_linear(points, done)
             setattr(owner, attribute, round(value) if whole else value)
 
-    def settled_at(self, total_steps: int) -> float:
-        """The number of steps after which no value moves any more."""
-        return self._arrived * total_steps
+    def settled(self, done: float) -> bool:
+        """Whether every value is what it stays to the end. A jump has not happened yet at the fraction it is at."""
+        return all(
+            done >= arrival(points) and piecewise_linear(points, done) == points[-1][1]
+            for _, _, points, _ in self._targets
+        )
 
 
 def _whole(owner: Any, attribute: str) -> bool:

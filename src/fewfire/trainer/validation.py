@@ -12,7 +12,7 @@ from torch import Tensor
 from fewfire import metrics
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch
-from fewfire.engines.autograd import objective
+from fewfire.engines.autograd import forward, objective
 from fewfire.terms import Term
 
 __all__ = ["Best", "measure"]
@@ -41,7 +41,7 @@ def measure(model: Autoencoder, terms: Mapping[str, Term], batches: Iterable[Bat
     """(objective, FVU) in model space, as at inference."""
     total, error, moments = 0.0, 0.0, metrics.Moments()
     for batch in batches:
-        out = model(batch.x_in, batch.x)
+        out = forward(model, batch)
         total += float(objective(model, terms, out, None)[0]) * len(out.x)
         error += float((out.recon.double() - out.x.double()).square().sum())
         moments.update(out.x.flatten(1).cpu())
