@@ -151,3 +151,16 @@ def test_a_file_of_labels_has_one_column(tmp_path, name):
     (tmp_path / name).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="text in UTF-8 with one a line"):
         read_labels(tmp_path / name, ff.ArraySource(np.zeros((40, 1))))
+
+
+def test_all_are_compared_on_the_same_scales():
+    """One column a million times as large as the others is no reason for neighbours not to see these."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 400)
+    rows = generator.normal(size=(400, 6)) + 4 * labels[:, None] * np.array([1, 1, 0, 0, 0, 0])
+    rows[:, 5] *= 1e6
+    model = ff.Autoencoder(6, 8, "relu", preprocess="standardize")
+    ff.Trainer(model, rows, config=ff.TrainConfig(steps=5), progress=False)._fit_preprocess()
+    found = probe(model, rows, labels)
+    assert found["columns"]["knn_accuracy"] > 0.9
+    assert found["pca"]["knn_accuracy"] > 0.9

@@ -521,3 +521,16 @@ def test_more_weight_is_no_advice_where_nothing_was_learned():
     words = ff.KLSparsity().verdict({**SUMMARY, "mean_activation": 0.4, "explained_variance": 0.0})
     assert "; raise" not in words
     assert "train longer before" in words
+
+
+def test_kl_per_map_is_kl_over_all_places():
+    """By hand: every place of a map is one more observation of the same unit."""
+    network = {"name": "conv", "channels": [3], "kernel": 3, "latents": "maps"}
+    model = ff.Autoencoder((1, 4, 6), 5, "sigmoid", network=network, dtype=torch.float64)
+    out = model(torch.randn(7, 1, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    rho_hat = out.latents.movedim(1, 0).flatten(1).mean(1)
+    expected = (0.1 * (0.1 / rho_hat).log() + 0.9 * (0.9 / (1 - rho_hat)).log()).sum()
+    assert rho_hat.shape == (5,)
+    assert ff.KLSparsity(rho=0.1, per_map=True)(model, out).item() == pytest.approx(expected.item(), rel=1e-12)
+    per_unit = ff.KLSparsity(rho=0.1)(model, out)
+    assert per_unit > expected * 2, "a sum over places, too"

@@ -41,6 +41,8 @@ def probe(
 ) -> dict[str, dict[str, float]]:
     """How much of the labels is in the codes, beside the columns themselves and PCA of the same size.
 
+    Columns are taken after the model's preprocessing, so that all are compared on the same scales.
+
     Parameters
     ----------
     data
@@ -126,7 +128,9 @@ def _read(model: Autoencoder, source: Source, labels: npt.NDArray[Any], max_rows
         check_finite(batch.x_in, "the data", batch.rows, source.layout.columns)
         if batch.x is not batch.x_in:
             check_finite(batch.x, "the target", batch.rows)
-        found = (batch.x_in, batch.x, model.encode(batch.x_in), model.reconstruct(batch.x_in))
+        # all in model space: a column a million times as large as the others would be all that neighbours see
+        x, target = model.to_model_space(batch.x_in), model.target_to_model_space(batch.x)
+        found = (x, target, model.encode(batch.x_in), model.reconstruct_in_model_space(batch.x_in))
         parts.append([part.flatten(1).cpu().numpy() for part in found])
         n_rows += len(batch.rows)
         if n_rows >= max_rows:

@@ -133,19 +133,25 @@ class KLSparsity(Term, name="kl"):
     variance sigma^2. With ``optimizer="lbfgs"`` the batch is the whole set and there is no bias (docs/textbook.md).
 
     Ng 2011, CS294A lecture notes, section 3. On a Gaussian latent it acts on sigmoid(mean).
+
+    ``per_map``: of convolutional latents, the mean is over the places of a map as well, so that a map as a whole is
+    active ``rho`` of the time; else each place of it is a unit of its own.
     """
 
     needs = frozenset({"logits"})
 
-    def __init__(self, weight: float = 3.0, rho: float = 0.05) -> None:
+    def __init__(self, weight: float = 3.0, rho: float = 0.05, per_map: bool = False) -> None:
         if not 0 < rho < 1:
             raise ValueError(f"rho is a mean activation: expected a number between 0 and 1, got {rho}")
         self.weight = weight
         self.rho = rho
+        self.per_map = per_map
 
     def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
-        rho = self.rho
-        log_rho_hat, log_one_minus_rho_hat = _log_mean_logistic(model.activation.logits(out.pre_acts))
+        rho, z = self.rho, model.activation.logits(out.pre_acts)
+        if self.per_map and z.ndim > 2:
+            z = z.flatten(2).transpose(1, 2).flatten(0, 1)  # (rows * places, maps)
+        log_rho_hat, log_one_minus_rho_hat = _log_mean_logistic(z)
         kl = rho * (math.log(rho) - log_rho_hat) + (1 - rho) * (math.log1p(-rho) - log_one_minus_rho_hat)
         return kl.sum()
 
