@@ -9,7 +9,7 @@ fresh noise in every step.
 
 * **convolutional**: 32 maps of 4 x 4 windows, then 128 maps of latents at 7 x 7 places, and the mirror back; no path
   around the latents.
-* **dense**: 784-512-128-512-784, rectified.
+* **dense**: 784-512-128-512-784, hidden units "elu", latents as they are.
 * **PCA-64**: projection on the first 64 components of the clean training pictures.
 * ``--peers`` is the Python of an environment with scikit-image and bm3d: total variation, non-local means and BM3D,
   each with the setting that is best on the pictures it is measured on.
@@ -42,7 +42,7 @@ import fewfire as ff
 from measure import CpuSeconds, mnist, print_table, print_title
 
 CONV = {"name": "conv", "channels": [32], "kernel": [4, 4], "stride": [2, 2], "latents": "maps", "unit_norm": False}
-DENSE = {"name": "mlp", "hidden": [512], "unit_norm": False}
+DENSE = {"name": "mlp", "hidden": [512], "hidden_activation": "elu"}
 NETWORKS: dict[str, dict[str, Any]] = {
     "convolutional": {
         "n_latents": 128,
@@ -52,7 +52,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "batch": 64,
         "rate": 2e-3,
     },
-    "dense": {"n_latents": 128, "activation": "relu", "network": DENSE, "steps": 2350, "batch": 256, "rate": 1e-3},
+    "dense": {"n_latents": 128, "activation": "plain", "network": DENSE, "steps": 2350, "batch": 256, "rate": 1e-3},
 }
 
 

@@ -278,7 +278,7 @@ def test_rows_with_nan_are_refused_by_number(fails, run, rows, verb):
 
 def test_config_prints_every_members_settings(call):
     members = json.loads(call("config")[1])["members"]
-    assert members["objective"]["kl"] == {"weight": 3.0, "rho": 0.05}
+    assert members["objective"]["kl"] == {"weight": 3.0, "rho": 0.05, "per_map": False}
     assert members["model.activation"]["topk"].items() >= {"k": None}.items()
     assert members["data.preprocess"]["chain"] == {"steps": "required"}
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -333,7 +334,8 @@ def test_at_random_moments(rows, tmp_path, times):
         with children(start(train, str(run), data)) as (child,):
             child.answer()
             time.sleep(clock.uniform(0.1, 0.9) * life)
-            os.kill(child.pid, signum)
+            with suppress(ProcessLookupError):  # this one was faster than the first
+                os.kill(child.pid, signum)
             told = time.monotonic()
             answer = child.answer()
             assert time.monotonic() - told < 10
@@ -347,7 +349,10 @@ def test_at_random_moments(rows, tmp_path, times):
         for name in ("checkpoints/step-000000090.safetensors", "model/model.safetensors"):
             assert same(*(load_tensors(folder / name)[0] for folder in (run, tmp_path / "whole")))
         assert timeless(run) == timeless(tmp_path / "whole")
-        assert {p.name for p in run.rglob("*")} == {p.name for p in (tmp_path / "whole").rglob("*")}
+        mine, theirs = (sorted(p.name for p in folder.rglob("*")) for folder in (run, tmp_path / "whole"))
+        assert len(mine) == len(theirs)
+        # the last checkpoint but one may be that of the signal
+        assert {n for n in mine if "step-" not in n} == {n for n in theirs if "step-" not in n}
     assert stopped >= times / 2
 
 

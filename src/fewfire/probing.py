@@ -129,8 +129,8 @@ def _read(model: Autoencoder, source: Source, labels: npt.NDArray[Any], max_rows
         if batch.x is not batch.x_in:
             check_finite(batch.x, "the target", batch.rows)
         # all in model space: a column a million times as large as the others would be all that neighbours see
-        x, target = model.to_model_space(batch.x_in), model.target_to_model_space(batch.x)
-        found = (x, target, model.encode(batch.x_in), model.reconstruct_in_model_space(batch.x_in))
+        spaces = model.to_model_space(batch.x_in), model.target_to_model_space(batch.x)
+        found = (*spaces, model.encode(batch.x_in), model.reconstruct_in_model_space(batch.x_in))
         parts.append([part.flatten(1).cpu().numpy() for part in found])
         n_rows += len(batch.rows)
         if n_rows >= max_rows:

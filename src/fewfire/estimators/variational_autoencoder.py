@@ -25,8 +25,9 @@ __all__ = ["VariationalAutoencoder"]
 
 MAX_HIDDEN = 512
 MAX_LATENTS = 32
-HIDDEN_ACTIVATION = "tanh"
-"""Bounded: the log-variance is not, and a column of rare large values would send its exponential astray."""
+HIDDEN_ACTIVATIONS = {"mse": "tanh", "bce": "relu"}
+"""Standardised columns may hold rare large values; unbounded units hand them on to the log-variance, whose exponential
+then sends training astray. Values between 0 and 1 do not, and rectified units describe them better."""
 WARM_UP = 0.1
 """share of training over which ``beta`` rises from 0: a penalty that comes first teaches latents to say nothing
 (Bowman et al. 2016, "Generating sentences from a continuous space", 3.1)"""
@@ -119,7 +120,7 @@ class VariationalAutoencoder(AutoencoderEstimator):
             )
         width = math.prod(source.row_shape)
         hidden = (min(4 * width, MAX_HIDDEN),) if self.hidden is None else self.hidden
-        return building.make_network(self, activation, hidden, HIDDEN_ACTIVATION)
+        return building.make_network(self, activation, hidden, HIDDEN_ACTIVATIONS[self.loss])
 
     def _usual_terms(self, activation: Activation) -> list[Term]:
         return []
