@@ -248,7 +248,7 @@ def _column_of(path: Path, name: str) -> npt.NDArray[Any]:
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
 
-        return np.asarray(pq.read_table(path, columns=[name])[name].to_pylist())
+        return np.asarray(pq.read_table(path, columns=[name], use_threads=False)[name].to_pylist())
     from pyarrow import csv
 
     dialect = Dialect.of(path, None, None, ".")  # as the rows themselves are read
@@ -258,7 +258,7 @@ def _column_of(path: Path, name: str) -> npt.NDArray[Any]:
         file.seek(dialect.offset)
         table = csv.read_csv(
             file,
-            csv.ReadOptions(column_names=names),
+            csv.ReadOptions(column_names=names, use_threads=False),
             csv.ParseOptions(delimiter=dialect.delimiter.decode(), newlines_in_values=True),
             csv.ConvertOptions(include_columns=[column]),
         )

@@ -28,8 +28,8 @@ from fewfire.sources.registry import suffixes
 
 __all__ = ["CsvSource"]
 
-THREAD_BYTES = 1 << 20
-"""of a block that one of pyarrow's threads parses at a time; a row may not be longer"""
+PARSE_BYTES = 1 << 20
+"""that Arrow parses at a time, unless a line is longer"""
 
 
 @suffixes(".csv", ".tsv")
@@ -156,7 +156,11 @@ class _Lines:
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(lines),
-                arrow_csv.ReadOptions(column_names=names, block_size=max(THREAD_BYTES, block.longest)),
+                # Without threads: Arrow may abort the process at its very end if its own were at work shortly before
+                # (apache/arrow issue 34314), and this thread reads ahead of training anyway.
+                arrow_csv.ReadOptions(
+                    column_names=names, block_size=max(PARSE_BYTES, block.longest), use_threads=False
+                ),
                 arrow_csv.ParseOptions(delimiter=self._dialect.delimiter.decode(), newlines_in_values=b'"' in lines),
                 arrow_csv.ConvertOptions(
                     column_types={names[i]: kind for i, kind in kinds.items()},
