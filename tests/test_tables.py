@@ -109,7 +109,7 @@ def test_blank_lines_are_passed_over(tmp_path):
 @pytest.mark.parametrize("share", [1, 1 << 20])
 def test_blocks_of_any_size_give_the_same_rows(tmp_path, monkeypatch, block, share):
     monkeypatch.setattr(lines, "BLOCK_BYTES", block)
-    monkeypatch.setattr(tables, "THREAD_BYTES", share)
+    monkeypatch.setattr(tables, "PARSE_BYTES", share)
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(100, 3)), columns=NAMES)
     frame["note"] = rng.choice(['a "quote"', "two\r\nlines", "plain", ",", ""], 100)
