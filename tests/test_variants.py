@@ -22,6 +22,8 @@ from fewfire.disk import ModelFileError
 from fewfire.preprocess import Standardize
 from fewfire.terms import Contractive, GaussianKL
 
+pytestmark = pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")  # many train for two epochs only
+
 SETTINGS = {
     "denoising": (ff.DenoisingAutoencoder, {"k": 3}),
     "denoising, masking": (ff.DenoisingAutoencoder, {"k": 3, "noise": "masking", "noise_level": 0.5}),
@@ -302,7 +304,6 @@ def test_beta_weighs_the_divergence(rows):
     assert vae._fit_config(ff.ArraySource(rows), model, 0).schedules == {"gaussian_kl.weight": [(0, 0), (0.1, 1)]}
 
 
-@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
 @pytest.mark.parametrize(("penalty", "less"), [("kl", 0.8), ("l1", 0.8)])
 def test_a_penalty_on_the_means(rows, penalty, less):
     def size(**settings):
@@ -348,7 +349,7 @@ def test_how_a_row_is_read(rows):
         ({"input_shape": (2, 6)}, (2, 6), "series"),
         ({"input_shape": (3, 2, 2)}, (3, 2, 2), "image"),
     ]:
-        module = ff.ConvolutionalAutoencoder(8, max_epochs=2, **settings).fit(rows).module_
+        module = ff.ConvolutionalAutoencoder(8, max_epochs=2, random_state=0, **settings).fit(rows).module_
         assert module.network.input_shape == shape
         assert module.layout.kind == kind
     wide = ff.ConvolutionalAutoencoder(8, input_shape=(1, 3, 4), max_epochs=2)
@@ -379,9 +380,12 @@ def test_layers_for_every_size(shape, channels):
 def test_values_that_share_a_unit_are_scaled_together(digits):
     images = digits.images[:100]
     for settings, expected in [({}, "center"), ({"loss": "bce"}, "minmax"), ({"preprocess": "whiten"}, "whiten")]:
-        module = ff.ConvolutionalAutoencoder(8, max_epochs=1, **settings).fit(images).module_
+        module = ff.ConvolutionalAutoencoder(8, max_epochs=1, random_state=0, **settings).fit(images).module_
         assert module.preprocess.config()["name"] == expected
-    assert ff.ConvolutionalAutoencoder(8, max_epochs=1).fit(digits.data).module_.preprocess.name == "standardize"
+    assert (
+        ff.ConvolutionalAutoencoder(8, max_epochs=1, random_state=0).fit(digits.data).module_.preprocess.name
+        == "standardize"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- found in review
@@ -393,7 +397,7 @@ def test_a_users_own_preprocess_is_not_written_to(rows):
     assert not own.fitted
     second = clone(first).fit(rows * 100 + 1000)
     assert not np.allclose(first.module_.preprocess.mean, second.module_.preprocess.mean)
-    narrow = ff.SparseAutoencoder(8, preprocess=first.module_.preprocess, max_epochs=2).fit(rows[:, :3])
+    narrow = ff.SparseAutoencoder(8, preprocess=first.module_.preprocess, max_epochs=2, random_state=0).fit(rows[:, :3])
     assert narrow.module_.preprocess.mean.shape == (3,)
 
 
@@ -412,7 +416,6 @@ def test_lbfgs_holds_rows_out(rows):
     assert any("val_loss" in record for record in model.fit(rows).history_)
 
 
-@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
 def test_tied_weights_with_a_constant_column(rows):
     constant = np.column_stack([rows, np.full(200, 1000.0, np.float32)])
     model = ff.SparseAutoencoder(24, k=3, tied=True, preprocess=None, random_state=0).fit(constant)
@@ -432,3 +435,12 @@ def test_sparse_rows_of_an_estimator_of_pictures(digits):
     cae = ff.ConvolutionalAutoencoder(8, max_epochs=2, random_state=0).fit(images)
     codes = cae.transform(sparse.csr_array(digits.data[:200]))
     assert np.array_equal(codes, cae.transform(digits.data[:200]))
+
+
+def test_flat_rows_that_are_drawn_as_pictures(digits):
+    """A model of the built-in digits: rows of 64 columns, a layout of 8 x 8."""
+    model = ff.SparseAutoencoder(16, max_epochs=2, random_state=0).fit("digits")
+    assert model.module_.layout.shape == (8, 8)
+    assert model.module_.input_shape == (64,)
+    assert model.score(digits.data) == pytest.approx(model.score("digits"), abs=1e-6)
+    assert model.partial_fit(digits.data).transform(digits.data).shape == (1797, 16)

@@ -424,7 +424,10 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         if names_data(X):
             return open_data(self, X, reset=reset)
         X = checked_rows(self, self._flat(X, reset=reset), reset=reset, min_rows=min_rows)
-        return source_over(X, self._layout(X.shape[1]) if reset else self.module_.layout, target)
+        if not reset:
+            return source_over(X, self.module_.input_shape, self.module_.layout, target)
+        layout = self._layout(X.shape[1])
+        return source_over(X, layout.shape or X.shape[1:], layout, target)
 
     def _checked(self, X: Any) -> tuple[Source, torch.dtype]:
         """Rows to apply the model to, as a Source, and the precision to compute in."""
@@ -433,7 +436,7 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             source = open_data(self, X, reset=False)
             return source, next(iter(source.batches(1, shuffle=False))).x_in.dtype
         X = checked_rows(self, self._flat(X, reset=False), reset=False)
-        return source_over(X, self.module_.layout), output_dtype(X)
+        return source_over(X, self.module_.input_shape, self.module_.layout), output_dtype(X)
 
     def _read(self, X: Any) -> tuple[int, Iterator[tuple[Autoencoder, Tensor]]]:
         """Number of rows, and the model with one block of them after the other, in the precision to compute in."""

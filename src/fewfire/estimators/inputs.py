@@ -115,11 +115,11 @@ def checked_clean(estimator: Any, clean: Any, shape: tuple[int, ...]) -> npt.NDA
     return np.asarray(checked)
 
 
-def source_over(X: Any, layout: Layout, target: Any = None) -> Source:
-    """Checked rows, and targets if they are others, as a Source; sparse ones become dense by batches."""
-    if layout.kind == "table":
+def source_over(X: Any, row_shape: tuple[int, ...], layout: Layout, target: Any = None) -> Source:
+    """Checked rows, and targets if they are others, as a Source of this shape; sparse ones become dense by batches."""
+    if len(row_shape) == 1:
         return ArraySource(X, target, layout=layout)
-    shaped = (None if x is None else _dense(x).reshape(-1, *layout.shape) for x in (X, target))
+    shaped = (None if x is None else _dense(x).reshape(-1, *row_shape) for x in (X, target))
     return ArraySource(*shaped, layout=layout)
 
 
