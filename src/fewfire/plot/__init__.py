@@ -16,7 +16,8 @@ The numbers behind the pictures are functions as well (``feature_vectors``, ``ti
 ``curve``, ``rate_histogram``, ``in_a_plane``): the HTML report draws the same ones.
 """
 
-from fewfire.plot.curves import curve, density, history, rate_histogram, rate_label, spans_decades
+from fewfire.metrics import density_histogram as rate_histogram
+from fewfire.plot.curves import curve, density, history, rate_label, spans_decades
 from fewfire.plot.drawing import STYLE
 from fewfire.plot.features import (
     column_name,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewfire.autoencoder import as_model
 from fewfire.evaluation import Evaluation
+from fewfire.metrics import density_histogram
 from fewfire.plot.drawing import STYLE, axes, dress
 from fewfire.tracking import read_metrics
 
@@ -123,7 +124,7 @@ def density(density: Tensor | npt.ArrayLike | Evaluation, ax: Axes | None = None
             "as (codes != 0).mean(0) of encoded rows, or an Evaluation"
         )
     rates = density.density if isinstance(density, Evaluation) else torch.as_tensor(np.asarray(density))
-    counts, edges, n_dead = rate_histogram(rates)
+    counts, edges, n_dead = density_histogram(rates)
     ax = axes(ax, (6.4, 3.6))
     width = edges[1] - edges[0]
     ax.bar(edges[:-1], counts, width=0.92 * width, align="edge", color=STYLE["cycle"][0])
@@ -142,19 +143,6 @@ def density(density: Tensor | npt.ArrayLike | Evaluation, ax: Axes | None = None
     ax.set_ylabel("features")
     ax.locator_params(axis="y", integer=True)
     return ax
-
-
-def rate_histogram(rates: Tensor, bins_per_decade: int = 6) -> tuple[list[int], list[float], int]:
-    """(L,) rates -> counts, log10 edges (one more than counts, the last 0 = every row), and how many never fire."""
-    rates = rates.double().flatten().cpu()
-    if len(rates) == 0 or not bool(((rates >= 0) & (rates <= 1)).all()):
-        raise ValueError(f"expected rates between 0 and 1, one per feature; got {rates.tolist()[:6]}")
-    alive = rates[rates > 0].log10()
-    decades = max(2, math.ceil(-float(alive.min()) + 1e-9)) if len(alive) else 2
-    n_bins = decades * bins_per_decade
-    places = ((alive + decades) * bins_per_decade).long().clamp(0, n_bins - 1)
-    edges = [-decades + i / bins_per_decade for i in range(n_bins + 1)]
-    return torch.bincount(places, minlength=n_bins).tolist(), edges, int((rates == 0).sum())
 
 
 def rate_label(decade: int) -> str:
