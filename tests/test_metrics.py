@@ -151,8 +151,8 @@ def test_rows_of_zeros_have_no_direction():
 def test_directions_do_not_overflow(metric, dtype):
     x = torch.full((4, 1024), 300.0, dtype=dtype)  # float16 holds no square of it
     assert metric(x, x) == pytest.approx(1, abs=1e-12)
-    tiny = torch.full((4, 8), 1e-160, dtype=torch.float64)
-    assert metrics.cosine(tiny, tiny) in (0, pytest.approx(1))
+    tiny = torch.full((4, 8), 1e-100, dtype=torch.float64)
+    assert metric(tiny, tiny) == pytest.approx(1)
 
 
 def test_a_mean_predictor_explains_nothing_to_the_last_bit():
@@ -183,7 +183,7 @@ def all_cosines(a, b):
     return (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
 
 
-@pytest.fixture(params=[1 << 24, 50], ids=["at once", "a few rows at a time"])
+@pytest.fixture(params=[1 << 24, 10], ids=["at once", "a few rows at a time"])
 def in_parts(request, monkeypatch):
     monkeypatch.setattr(metrics.dictionaries, "COSINES_AT_ONCE", request.param)
 
@@ -205,7 +205,7 @@ def test_dictionaries_by_numpy(in_parts):
     assert metrics.redundancy(b) == pytest.approx(of_itself.max(1).mean())
 
 
-@pytest.mark.parametrize("sizes", [(6, 6), (4, 9), (9, 4)], ids=str)
+@pytest.mark.parametrize("sizes", [(6, 6), (4, 9), (30, 12)], ids=str)
 def test_each_row_is_matched_once(sizes, in_parts):
     a, b = rows_of(sizes[0], 3), rows_of(sizes[1], 3, seed=1)
     found = metrics.match(a, b)

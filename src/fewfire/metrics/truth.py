@@ -51,8 +51,6 @@ class Detection:
         """
         latents_active = by_latent(latents_active)
         self._check(latents_active, truth_active)
-        if len(latents_active) == 0:
-            return
         matches = self.matches.to(truth_active.device)
         self.true += truth_active.sum(0)[matches].cpu()
         rows = max(1, ENTRIES_AT_ONCE // len(matches))
