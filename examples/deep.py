@@ -19,7 +19,7 @@ network = {"name": "mlp", "hidden": hidden, "hidden_activation": "sigmoid", "out
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), width_ratios=[1.3, 1])
 lines = {"original": shown}
-for name, pretrain, rate, colour in [("from scratch", 0, 3e-3, BLUE), ("pretrained", 80, 5e-3, ORANGE)]:
+for name, pretrain, rate, colour in [("from scratch", 0, 3e-3, BLUE), ("pretrained", 80, 8e-3, ORANGE)]:
     before = pretrain * (len(hidden) + 1)
     model = ff.Autoencoder(64, 10, "plain", network=network, seed=0)
     config = ff.TrainConfig(

@@ -47,20 +47,21 @@ def test_every_layer_learns_and_the_whole_begins_better(network):
         assert (parameter - before[name]).abs().max() > 5e-3, f"{name}: one step of 0.003 moves it by less"
 
 
-def test_a_stage_rebuilds_what_comes_to_its_layer():
-    """By hand: the second layer, given what the first makes of the rows."""
-    made = trainer("deep", pretrain_steps=200)
+@pytest.mark.parametrize(("network", "between"), [("deep", torch.tanh), ("tied", torch.sigmoid)])
+def test_a_stage_rebuilds_what_comes_to_its_layer(network, between):
+    """By hand: the second layer, given what the first makes of the rows, and rebuilt as the whole decoder does."""
+    made = trainer(network, pretrain_steps=200)
     made._fit_preprocess()
     pretrain(made)
     model = made.model
     x = model.to_model_space(torch.as_tensor(next(made.source.batches(1797)).x_in)).float()
     with torch.no_grad():
-        first = torch.tanh(model.encoder.layers[0](x))
-        second = torch.tanh(model.encoder.layers[1](first))
+        first = between(model.encoder.layers[0](x))
+        second = between(model.encoder.layers[1](first))
         for given, rebuilt in [
             (x, model.decoder.layers[2](first)),
-            (first, model.decoder.layers[1](second)),
-            (second, model.decoder.layers[0](model.activation(model.encoder.layers[2](second)))),
+            (first, between(model.decoder.layers[1](second))),
+            (second, between(model.decoder.layers[0](model.activation(model.encoder.layers[2](second))))),
         ]:
             left = (rebuilt - given).square().sum() / (given - given.mean(0)).square().sum()
             assert left < 0.75
@@ -95,6 +96,13 @@ def test_resumed_bit_for_bit(tmp_path):
     resumed.fit(resume=True)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+def test_terms_see_a_layer_that_slides_for_what_it_is():
+    """Contractive has a closed form for one matrix, and a convolution is none."""
+    terms = [ff.MSE(), ff.Contractive()]
+    history = trainer("maps", 2, activation="sigmoid", terms=terms, pretrain_steps=2, log_every=1).fit()
+    assert np.isfinite([record["loss"] for record in history if "loss" in record]).all()
 
 
 def test_what_has_no_layers_is_refused():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewfire.activations import Activation, Plain
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Layout, Source
-from fewfire.networks import Linear, MlpDecoder, MlpEncoder
+from fewfire.networks import HIDDEN_ACTIVATIONS, OUTPUTS, Convolution, Linear, MlpDecoder, MlpEncoder
 from fewfire.terms import BCE, MSE, Term
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def pretrain(trainer: Trainer) -> None:
     """Train the layers of a deep model one after the other, each for ``pretrain_steps``, from the rows on.
 
     The first stage has the model's first layer for an encoder and its last one for a decoder; the next the layers
-    within, and so on up to the latents, which learn with their own activation and terms. Hinton & Salakhutdinov 2006;
+    within, and so on up to the latents, which learn with their own activation and terms. What a layer of the decoder
+    gives goes through the same non-linearity as in the whole. Hinton & Salakhutdinov 2006;
     Bengio et al. 2007, "Greedy layer-wise training of deep networks"; with a corruption, which then applies to what
     comes to each layer, Vincent et al. 2010, section 3.4.
     """
@@ -90,10 +91,12 @@ class _Stage(Autoencoder):
         nn.Module.__init__(self)
         encoder, decoder = cast(MlpEncoder, model.encoder), cast(MlpDecoder, model.decoder)
         self.is_top = depth == len(encoder.layers) - 1
+        self.outermost = depth == 0
+        self.between = HIDDEN_ACTIVATIONS[decoder.hidden_activation]
         self.encoder = encoder.layers[depth]
         self.decoder = cast(Any, decoder.layers[-1 - depth])
         self.activation: Activation = model.activation if self.is_top else Plain(encoder.hidden_activation)
-        self.network = Linear(output=model.network.output if depth == 0 else "identity")
+        self.network = Linear(output=model.network.output if self.outermost else "identity")
         self.preprocess = self.preprocess_out = None
         self.layout = Layout()
         self.input_shape = self.target_shape = _shape_below(model, depth)
@@ -101,6 +104,19 @@ class _Stage(Autoencoder):
             row = torch.zeros(1, *self.input_shape, dtype=self.dtype, device=self.device)
             self.latent_shape = tuple(self.codes(row)[1].shape[1:])
         self.n_latents = self.latent_shape[0]
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """A filter that slides is no matrix, and behind what comes within is a non-linearity."""
+        slides = isinstance(self.encoder, Convolution)
+        return super().gives - {"linear_decoder"} - ({"linear_encoder"} if slides else set())
+
+    @property
+    def output(self) -> Callable[[Tensor], Tensor]:
+        """Rows as the whole rebuilds them; within, what the next layer of its decoder is given."""
+        return OUTPUTS[self.network.output] if self.outermost else self.between
+
+    _output = output
 
 
 def _shape_below(model: Autoencoder, depth: int) -> tuple[int, ...]:
