@@ -16,7 +16,7 @@ X = X / 16  # shares of ink, from 0 to 1
 vae = ff.VariationalAutoencoder(6, loss="bce", beta=0.5, preprocess=None, max_epochs=150, random_state=0).fit(X)
 
 new = vae.sample(48, random_state=0)  # no digit went in: decoded draws of six normal numbers
-ways = [vae.interpolate(X[y == a][1], X[y == b][1], steps=12) for a, b in [(0, 6), (2, 3), (4, 5)]]
+ways = [vae.interpolate(X[y == a][4], X[y == b][4], steps=12) for a, b in [(0, 6), (2, 3), (4, 5)]]
 
 figure, (above, below) = plt.subplots(2, figsize=(9.6, 6.6), height_ratios=[4, 3])
 grid(above, new.reshape(-1, 8, 8), 12, vmin=0, vmax=1)
