@@ -9,10 +9,12 @@ import sys
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import sparse
 
 from fewfire import plot
 from fewfire.autoencoder import Autoencoder
@@ -250,6 +252,21 @@ def test_scatter_has_a_colour_and_a_name_for_each_class():
     for labels in (kind[:50], torch.arange(60), torch.zeros(60)):
         with pytest.raises(ValueError, match=r"a label for each of 60 rows, of 2 to 20 classes; got labels of shape"):
             plot.scatter(table_model(), randn(60, 3), labels, new_ax())
+
+
+def test_scatter_takes_what_estimators_take():
+    x, kind = randn(60, 3), torch.arange(60) % 3
+    plain = plot.scatter(table_model(), x, kind, new_ax())
+    thin = plot.scatter(table_model(), sparse.csr_array(x.numpy()), kind, new_ax())
+    for dots, same in zip(plain.collections, thin.collections, strict=True):
+        assert np.allclose(dots.get_offsets(), same.get_offsets())
+    gaps = pd.array([None, *kind.tolist()[1:]], dtype="Int64")
+    assert plot.scatter(table_model(), x, gaps, new_ax()).get_title(loc="left") == "codes of 59 rows (PCA)"
+    many = torch.zeros(2100, 3)
+    with pytest.raises(ValueError, match="a label for each of 2,100 rows"):
+        plot.scatter(table_model(), many, torch.arange(2050) % 3, new_ax())
+    with pytest.raises(ValueError, match="at least one row"):
+        plot.scatter(table_model(), x[:0], ax=new_ax())
 
 
 def test_near_rows_are_near_in_a_plane():

@@ -93,12 +93,25 @@ def test_it_repeats_itself_and_reads_no_further_than_it_must(trained):
         (np.arange(600), "each on at least two rows"),
         (["a", "b"] * 299 + ["", "a"], "1 of 600 have none, first row 598"),
         ([None, *([0, 1] * 299), math.nan], "2 of 600 have none, first row 0"),
+        (pd.array([None, *([0, 1] * 299), 1], dtype="Int64"), "1 of 600 have none, first row 0"),
     ],
-    ids=["too few", "2-d", "one class", "all different", "empty", "None and NaN"],
+    ids=["too few", "2-d", "one class", "all different", "empty", "None and NaN", "pandas.NA"],
 )
 def test_labels_that_do_not_fit(trained, labels, says):
     with pytest.raises(ValueError, match=says):
         probe(trained[0], trained[1], labels)
+
+
+def test_labels_of_any_type_and_a_fitted_estimator(trained):
+    model, x, labels = trained
+    expected = probe(model, x, labels)["codes"]
+    assert probe(model, x, pd.array(labels, dtype="Int64"))["codes"] == expected
+    mixed = np.array(["none" if label == 0 else label for label in labels.tolist()], dtype=object)
+    assert probe(model, x, mixed)["codes"]["ari"] == pytest.approx(expected["ari"])
+    estimator = ff.SparseAutoencoder(8, max_epochs=2, random_state=0).fit(x)
+    assert probe(estimator, x, labels) == probe(estimator.module_, x, labels)
+    with pytest.raises(ValueError, match="max_rows of at least 1, got -5"):
+        probe(model, x, labels, max_rows=-5)
 
 
 def test_where_labels_come_from(trained, tmp_path):

@@ -5,6 +5,7 @@ scikit-learn's own checks are in test_estimator_checks.py.
 
 import inspect
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -179,6 +180,8 @@ def test_pairs_teach_what_the_noise_is(digits):
     assert paired.score(noisy[1200:], clean=clean[1200:]) > 0.6
     source = ff.DenoisingAutoencoder(**settings).fit(ff.ArraySource(noisy[:1200], clean[:1200]))
     assert np.array_equal(source.transform(noisy), paired.transform(noisy)), "a Source of pairs is the same"
+    with warnings.catch_warnings(action="error"):  # of memory that torch may not write to
+        paired.score(noisy, clean=pd.DataFrame(clean))
     frames = ff.DenoisingAutoencoder(**settings).fit(pd.DataFrame(noisy[:1200]), clean=pd.DataFrame(clean[:1200]))
     assert np.allclose(frames.reconstruct(pd.DataFrame(noisy)), paired.reconstruct(noisy), atol=0.5), "up to roundings"
 
@@ -212,6 +215,7 @@ def test_what_clean_may_not_be(rows, tmp_path):
         (tmp_path / "rows.npy", rows, "give a Source of pairs"),
         (rows, np.ma.masked_greater(rows, 2), "masked"),
         (rows, rows.astype(str), "clean"),
+        (rows, str(tmp_path / "rows.npy"), "expected clean to be rows in memory, got a str"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
             estimator.fit(given, clean=clean)
@@ -261,7 +265,7 @@ def test_new_rows_are_like_the_old(digits):
     assert not np.array_equal(new, vae.sample(500, random_state=2))
     assert np.abs(new.mean(0) - digits.data.mean(0)).mean() < 1.0, "of values up to 16"
     assert vae.sample().shape == (1, 64)
-    with pytest.raises(ValueError, match="at least one row, got n=0"):
+    with pytest.raises(ValueError, match="n to be a whole number of at least 1; got 0"):
         vae.sample(0)
 
 
@@ -282,6 +286,35 @@ def test_likelihood(rows):
     for verb in (vae.log_likelihood, lambda x: ff.VariationalAutoencoder().log_likelihood(x)):
         with pytest.raises((ValueError, NotFittedError)):
             verb(rows[:, :5])
+
+
+def test_likelihood_of_a_file(rows, tmp_path, monkeypatch):
+    vae = made("variational", n_components=4).fit(rows)
+    np.save(tmp_path / "rows.npy", rows)
+    told = vae.log_likelihood(rows, n_samples=20)
+    assert np.array_equal(vae.log_likelihood(tmp_path / "rows.npy", n_samples=20), told)
+    assert np.array_equal(vae.log_likelihood(sparse.csr_array(rows), n_samples=20), told)
+    monkeypatch.setattr(type(vae), "_rows_at_once", lambda self: 64)
+    parts = vae.log_likelihood(np.tile(rows[:64], (2, 1)), n_samples=20)
+    assert not np.array_equal(parts[:64], parts[64:]), "every block has draws of its own"
+
+
+def test_rows_of_a_frame_are_walked_between(rows, recwarn):
+    frame = pd.DataFrame(rows, columns=[f"c{i}" for i in range(12)])
+    vae = made("variational", max_epochs=2).fit(frame)
+    line = vae.interpolate(rows[0], rows[1], steps=3)
+    assert np.array_equal(vae.interpolate(frame.iloc[0], frame.iloc[1], steps=3), line)
+    assert np.array_equal(vae.interpolate(frame.iloc[[0]], frame.iloc[[1]], steps=3), line)
+    assert not [w for w in recwarn if "feature names" in str(w.message)]
+    for first, message in [
+        (frame[frame.columns[::-1]].iloc[[0]], "another order"),
+        (rows[0, :5], r"expected first to be one row of 12 columns; got shape \(5,\)"),
+        (rows[:2], r"got shape \(2, 12\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            vae.interpolate(first, rows[1])
+    with pytest.raises(ValueError, match="expected random_state to be a whole number, a RandomState or None; got 'x'"):
+        vae.sample(2, random_state="x")
 
 
 def test_codes_are_the_means(rows):
@@ -357,6 +390,62 @@ def test_how_a_row_is_read(rows):
         wide.fit(rows[:, :5])
     with pytest.raises(ValueError, match="leave tied out"):
         ff.ConvolutionalAutoencoder(tied=True).fit(rows)
+
+
+def test_files_and_sources_are_read_as_input_shape_says(digits, tmp_path):
+    x = digits.data[:200].astype(np.float32)
+    np.save(tmp_path / "rows.npy", x)
+    settings = {"n_components": 8, "input_shape": (1, 8, 8), "max_epochs": 2, "random_state": 0}
+    expected = ff.ConvolutionalAutoencoder(**settings).fit(x)
+    for given in (tmp_path / "rows.npy", ff.ArraySource(x)):
+        cae = ff.ConvolutionalAutoencoder(**settings).fit(given)
+        assert cae.module_.network.input_shape == (1, 8, 8)
+        assert cae.module_.layout == ff.Layout("image", (1, 8, 8))
+        assert np.array_equal(cae.transform(x), expected.transform(x))
+        assert np.array_equal(cae.transform(digits.images[:200].astype(np.float32)), expected.transform(x))
+        assert cae.score(given) == pytest.approx(expected.score(x), abs=1e-6)
+        with pytest.raises(ValueError, match=r"expected X with 63 columns, as input_shape \(1, 7, 9\) says; got 64"):
+            ff.ConvolutionalAutoencoder(input_shape=(1, 7, 9)).fit(given)
+    with pytest.raises(ValueError, match=r"pictures of shape \(4, 16\), as the model reads them; got \(8, 8\)"):
+        ff.ConvolutionalAutoencoder(input_shape=(1, 4, 16)).fit(ff.ArraySource(digits.images))
+    drawn = ff.ConvolutionalAutoencoder(8, max_epochs=1, random_state=0).fit("digits").module_
+    assert drawn.network.channels == (16,), "layers for 8 x 8 places, not for 64"
+
+
+def test_pictures_of_another_shape_are_refused(digits):
+    images = digits.images[:100]
+    cae = ff.ConvolutionalAutoencoder(8, max_epochs=1, random_state=0).fit(images)
+    for verb in (cae.transform, cae.reconstruct, cae.score, cae.partial_fit):
+        with pytest.raises(ValueError, match=r"expected pictures of shape \(8, 8\).*got \(4, 16\)"):
+            verb(images.reshape(100, 4, 16))
+    assert np.array_equal(cae.transform(images[:, None]), cae.transform(images)), "one channel, or none"
+    with pytest.raises(ValueError, match=r"expected pictures of shape \(2, 32\)"):
+        ff.ConvolutionalAutoencoder(input_shape=(2, 32)).fit(images)
+
+
+def test_a_list_of_pictures(digits):
+    cae = ff.ConvolutionalAutoencoder(8, max_epochs=1, random_state=0)
+    codes = cae.fit(list(digits.images[:100])).transform(digits.images[:100])
+    assert np.array_equal(cae.transform(digits.images[:100].tolist()), codes)
+    assert cae.reconstruct(list(digits.images[:100])).shape == (100, 8, 8)
+
+
+def test_what_cannot_be_convolved(digits):
+    x = np.random.default_rng(0).random((20, 9, 9, 3))
+    for settings, given, message in [
+        ({}, x, r"looks like \(n, h, w, channels\). Move the channels with np.moveaxis\(X, 3, 1\)"),
+        ({}, x[..., None], r"of shape \(n, h, w\) or \(n, channels, h, w\); got \(20, 9, 9, 3, 1\)"),
+        ({}, x[:0], "looks like|0 sample"),
+        ({}, digits.images[:0], "0 sample"),
+        ({"hidden": ()}, digits.images, r"maps of at least one convolution, such as \(16, 32\); got \(\)"),
+        ({"input_shape": (1, "a", 8)}, digits.data, r"expected input_shape to be \(channels, h, w\)"),
+        ({"input_shape": (-1, -8, 8)}, digits.data, r"whole numbers from 1; got \(-1, -8, 8\)"),
+        ({"input_shape": (64,)}, digits.data, r"got \(64,\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ff.ConvolutionalAutoencoder(8, max_epochs=1, **settings).fit(given)
+    odd = ff.ConvolutionalAutoencoder(8, max_epochs=1, input_shape=(9, 9, 3), random_state=0).fit(x)
+    assert odd.module_.network.input_shape == (9, 9, 3), "asked for, it is what it is"
 
 
 def test_names_of_columns_stay(rows):

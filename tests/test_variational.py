@@ -82,7 +82,7 @@ def test_the_likelihood_is_of_targets_in_their_own_space(x):
     exact = torch.distributions.MultivariateNormal(b, covariance).log_prob(model.target_to_model_space(rows))
     found = ff.variational.log_likelihood(model, rows, n_samples=20_000)
     assert (found - exact).abs().median() < 0.05  # an untrained encoder draws badly for some of the rows
-    with pytest.raises(ValueError, match=r"gives back its own inputs; got rows of \(4,\) and targets of \(5,\)"):
+    with pytest.raises(ValueError, match=r"its own inputs; got rows of shape \(2000, 4\) and targets of \(5,\)"):
         ff.variational.log_likelihood(ff.Autoencoder(4, 2, "gaussian", d_out=5), x)
 
 
@@ -131,7 +131,30 @@ def test_what_is_refused(vae, x):
         ff.variational.log_likelihood(ff.Autoencoder(4, 2), x)
     with pytest.raises(ValueError, match="at least 2"):
         ff.variational.interpolate(vae, x[0], x[1], steps=1)
-    with pytest.raises(ValueError, match="n=0"):
+    with pytest.raises(ValueError, match="n to be a whole number of at least 1; got 0"):
         ff.variational.sample(vae, 0)
     with pytest.raises(ValueError, match="row 1"):
         ff.variational.log_likelihood(vae, [[0.0] * 4, [math.nan] * 4])
+    for call in (
+        lambda: ff.variational.sample(vae, 2.5),
+        lambda: ff.variational.interpolate(vae, x[0], x[1], steps=2.5),
+        lambda: ff.variational.log_likelihood(vae, x[:2], n_samples=2.5),
+    ):
+        with pytest.raises(ValueError, match=r"to be a whole number of at least \d; got 2.5"):
+            call()
+    with pytest.raises(ValueError, match=r"rows \(n, 4\), .*; got rows of shape \(4,\)"):
+        ff.variational.log_likelihood(vae, x[0])
+    estimator = ff.VariationalAutoencoder(2)
+    for call in (ff.variational.sample, ff.variational.log_likelihood):
+        with pytest.raises(TypeError, match="got a VariationalAutoencoder; a fitted estimator's is estimator.module_"):
+            call(estimator, 3)
+
+
+def test_values_that_rounding_took_past_one():
+    """scikit-learn's MinMaxScaler gives them."""
+    model = ff.Autoencoder(2, 1, "gaussian", network={"name": "linear", "output": "sigmoid"}, dtype=torch.float64)
+    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    past, exact = (ff.variational.log_likelihood(model, rows) for rows in (x + 4e-16, x))
+    assert float(past) == pytest.approx(float(exact))
+    with pytest.raises(ValueError, match=r"the rows that the preprocessing was fitted to; got -1 to 2"):
+        ff.variational.log_likelihood(model, 3 * x - 1)

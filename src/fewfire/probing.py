@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from fewfire import metrics
-from fewfire.autoencoder import Autoencoder
+from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.contracts import Source
-from fewfire.rows import check_finite
+from fewfire.rows import check_finite, is_missing
 from fewfire.sources import open_source
 from fewfire.sources.dialect import DELIMITERS, Dialect
 from fewfire.sources.lines import count_cells
@@ -37,7 +37,7 @@ MEANINGS = {
 
 
 def probe(
-    model: Autoencoder, data: Any, labels: npt.ArrayLike, *, max_rows: int = 20_000, seed: int = 0
+    model: Autoencoder | HasModel, data: Any, labels: npt.ArrayLike, *, max_rows: int = 20_000, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """How much of the labels is in the codes, beside the columns themselves and PCA of the same size.
 
@@ -65,7 +65,9 @@ def probe(
     ValueError
         The labels do not fit the rows, one is missing, or there are too few of a class.
     """
-    rows = _read(model, open_source(data), np.asarray(labels), max_rows)
+    if max_rows < 1:
+        raise ValueError(f"expected max_rows of at least 1, got {max_rows}")
+    rows = _read(as_model(model), open_source(data), np.asarray(labels), max_rows)
     train, test = _split(rows.labels, seed)
     views = {"codes": rows.codes, "columns": _View(rows.columns, rows.columns), "pca": _pca(rows, train)}
     return {name: _measured(view, rows, train, test, seed) for name, view in views.items()}
@@ -136,11 +138,12 @@ def _read(model: Autoencoder, source: Source, labels: npt.NDArray[Any], max_rows
         if n_rows >= max_rows:
             break
     x, target, codes, recon = (np.concatenate(part)[:max_rows] for part in zip(*parts, strict=True))
-    return _Read(x, target, _View(codes, recon), labels[: len(x)])
+    known = labels[: len(x)]
+    return _Read(x, target, _View(codes, recon), known.astype(str) if known.dtype == object else known)
 
 
 def _check_labels(labels: npt.NDArray[Any]) -> None:
-    missing = [i for i, label in enumerate(labels.tolist()) if label is None or label != label or label == ""]
+    missing = [i for i, label in enumerate(labels.tolist()) if is_missing(label)]
     if missing:
         raise ValueError(
             f"expected a label for every row; {len(missing):,} of {len(labels):,} have none, first row {missing[0]}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ __all__ = ["interpolate", "log_likelihood", "sample"]
 
 MAX_VALUES_AT_ONCE = 1 << 22
 """latents drawn, or columns decoded from them, at once: 16 MiB in float32, whatever the rows, samples and columns"""
+ROUNDING = 1e-3
+"""how far a value may lie outside the range that it was scaled to"""
 
 
 def sample(model: Autoencoder, n: int, *, seed: int = 0) -> Tensor:
@@ -25,11 +28,10 @@ def sample(model: Autoencoder, n: int, *, seed: int = 0) -> Tensor:
     Raises
     ------
     ValueError
-        The latents are not Gaussian, or ``n`` is below 1.
+        The latents are not Gaussian, or ``n`` is no whole number from 1.
     """
     _check(model)
-    if n < 1:
-        raise ValueError(f"expected to draw at least one row, got n={n}")
+    _check_whole("n", n, 1)
     z = torch.randn(n, *model.latent_shape, generator=rng.generator(seed, "prior"), dtype=torch.float32)
     return model.decode(z)
 
@@ -49,10 +51,10 @@ def interpolate(model: Autoencoder, first: Any, last: Any, steps: int = 10) -> T
     Raises
     ------
     ValueError
-        ``steps`` is below 2, or a row does not fit the model or is not finite.
+        ``steps`` is no whole number from 2, or a row does not fit the model or is not finite.
     """
-    if steps < 2:
-        raise ValueError(f"a line has two ends: expected steps of at least 2, got {steps}")
+    _check_model(model)
+    _check_whole("steps", steps, 2)
     ends = [as_rows(torch.as_tensor(row)[None], what) for row, what in ((first, "first"), (last, "last"))]
     z, z_last = (model.encode(end) for end in ends)
     share = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, *[1] * (z.ndim - 1))
@@ -86,14 +88,15 @@ def log_likelihood(model: Autoencoder, x: Any, *, n_samples: int = 200, variance
         [0, 1] where the outputs are logistic.
     """
     _check(model)
-    if n_samples < 1 or not variance > 0:
-        raise ValueError(f"expected n_samples of at least 1 and a variance above 0, got {n_samples} and {variance}")
+    _check_whole("n_samples", n_samples, 1)
+    if not 0 < variance < math.inf:
+        raise ValueError(f"expected a finite variance above 0, got {variance}")
     rows = as_rows(x).to(model.device)
     check_finite(rows, columns=model.layout.columns)
     if tuple(rows.shape[1:]) != model.input_shape or model.target_shape != model.input_shape:
         raise ValueError(
-            f"expected rows of shape {model.input_shape}, and a model that gives back its own inputs; got rows of "
-            f"{tuple(rows.shape[1:])} and targets of {model.target_shape}"
+            f"expected rows (n, {', '.join(map(str, model.input_shape))}), and a model that gives back its own inputs; "
+            f"got rows of shape {tuple(rows.shape)} and targets of {model.target_shape}"
         )
     width = max(math.prod(model.latent_shape), math.prod(model.target_shape))
     at_once = max(1, MAX_VALUES_AT_ONCE // (n_samples * width))
@@ -130,15 +133,35 @@ def _log_p(model: Autoencoder, logits: Tensor, x: Tensor, variance: float) -> Te
     """log p(x | z): (K, B) for decoder outputs (K, B, *target shape)."""
     target = x.expand_as(logits)
     if model.network.output == "sigmoid":
-        if x.amin() < 0 or x.amax() > 1:
+        low, high = x.aminmax()
+        if low < -ROUNDING or high > 1 + ROUNDING:
             raise ValueError(
-                "logistic outputs have a Bernoulli likelihood: expected rows between 0 and 1 in model space"
+                "logistic outputs have a Bernoulli likelihood: expected rows between 0 and 1 in model space, which is "
+                f"the range of the rows that the preprocessing was fitted to; got {float(low):.4g} to {float(high):.4g}"
             )
         return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(2).double().sum(2)
     squared = F.mse_loss(logits, target, reduction="none").flatten(2).double()
     return -(squared / variance + math.log(2 * math.pi * variance)).sum(2) / 2
 
 
+def _check_whole(what: str, value: Any, least: int) -> None:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"expected {what} to be a whole number of at least {least}; got {value!r:.60}")
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Autoencoder):
+        raise TypeError(
+            f"expected an Autoencoder, got a {type(model).__name__}; a fitted estimator's is estimator.module_, and "
+            "VariationalAutoencoder has sample, interpolate and log_likelihood itself"
+        )
+
+
 def _check(model: Autoencoder) -> None:
+    _check_model(model)
     if "mean_logvar" not in model.gives:
         raise ValueError(f"expected Gaussian latents (activation gaussian), got activation {model.activation.name!r}")

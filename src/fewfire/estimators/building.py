@@ -73,6 +73,10 @@ def draw_seed(random_state: Any) -> int:
         return secrets.randbits(31)
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
+    if not isinstance(random_state, int | np.integer):
+        raise ValueError(
+            f"expected random_state to be a whole number, a RandomState or None; got {str(random_state)[:60]!r}"
+        )
     return int(random_state)
 
 

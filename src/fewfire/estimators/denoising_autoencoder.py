@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-import torch
-
 from fewfire import metrics
 from fewfire.contracts import Source
 from fewfire.corruptions import Corruption
@@ -13,6 +11,7 @@ from fewfire.estimators import building
 from fewfire.estimators.constraints import SHARED, not_negative
 from fewfire.estimators.family import AutoencoderEstimator
 from fewfire.estimators.inputs import checked_clean, names_data
+from fewfire.rows import as_rows
 
 __all__ = ["DenoisingAutoencoder"]
 
@@ -39,7 +38,8 @@ class DenoisingAutoencoder(AutoencoderEstimator):
         ``preprocess``.
     noise_level
         Standard deviation of "gaussian", in standard deviations of a column when these are standardised; share of
-        the values with the others. None: 0.3 for "gaussian", else 0.25.
+        the values with the others. None: 0.3 for "gaussian", else 0.25, or the level of the ``Corruption``, in whose
+        place any other stands.
 
     Notes
     -----
@@ -95,7 +95,7 @@ class DenoisingAutoencoder(AutoencoderEstimator):
             return super().score(X)
         recon = self.reconstruct(X)
         clean = checked_clean(self, clean, recon.shape)
-        return metrics.explained_variance(torch.from_numpy(clean), torch.from_numpy(recon))
+        return metrics.explained_variance(as_rows(clean), as_rows(recon))
 
     def _source(self, X: Any, target: Any = None, *, reset: bool, min_rows: int = 1) -> Source:
         if target is None:

@@ -135,9 +135,13 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             network=self._make_network(activation, source),
             preprocess=self._make_preprocess(source),
             preprocess_out=self._make_preprocess(source) if building.has_pairs(source) else None,
-            layout=source.layout,
+            layout=self._layout_of(source),
             seed=seed,
         )
+
+    def _layout_of(self, source: Source) -> Layout:
+        """How a person, and a convolution, sees a row of this source."""
+        return source.layout
 
     def _n_latents(self, row_shape: tuple[int, ...]) -> int:
         return building.n_latents(self, row_shape)

@@ -101,6 +101,11 @@ def checked_codes(estimator: Any, Z: Any, n_components: int) -> Any:
 
 def checked_clean(estimator: Any, clean: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """(n, columns) finite real numbers, one row for each noisy one; columns in the names and order of fit."""
+    if names_data(clean):
+        raise ValueError(
+            f"expected clean to be rows in memory, got a {type(clean).__name__}; give a Source of pairs for X, such as "
+            "fewfire.ArraySource(noisy, clean), or memory-mapped arrays"
+        )
     if isinstance(clean, Tensor):
         clean = _from_torch(clean)
     _refuse_what_scikit_learn_takes(clean, "clean")

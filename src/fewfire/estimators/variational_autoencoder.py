@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from fewfire import variational
 from fewfire.activations import Activation
@@ -17,7 +18,7 @@ from fewfire.contracts import Source
 from fewfire.estimators import building
 from fewfire.estimators.constraints import SHARED, positive
 from fewfire.estimators.family import AutoencoderEstimator
-from fewfire.estimators.inputs import checked_rows
+from fewfire.rows import as_rows, column_names
 from fewfire.terms import GaussianKL, Term
 from fewfire.trainer import TrainConfig
 
@@ -81,26 +82,33 @@ class VariationalAutoencoder(AutoencoderEstimator):
     def interpolate(self, first: Any, last: Any, steps: int = 10) -> npt.NDArray[Any]:
         """(steps, columns): what lies between two rows (columns,), along the straight line between their latents."""
         check_is_fitted(self)
-        ends = checked_rows(self, np.stack([np.asarray(first).ravel(), np.asarray(last).ravel()]), reset=False)
-        shape = self.module_.input_shape
-        start, end = (row.reshape(shape) for row in ends)
+        start, end = (self._one_row(row, what) for row, what in ((first, "first"), (last, "last")))
         line = variational.interpolate(self.module_, start, end, steps)
         return np.asarray(line.flatten(1).cpu().numpy())
+
+    def _one_row(self, row: Any, what: str) -> Tensor:
+        """(*input shape): a row, alone or as a table of one."""
+        self.module_.layout.check_columns(column_names(row))
+        values = as_rows(row, what)
+        if values.numel() != self.n_features_in_:
+            raise ValueError(
+                f"expected {what} to be one row of {self.n_features_in_} columns; got shape {tuple(values.shape)}"
+            )
+        return values.reshape(self.module_.input_shape)
 
     def log_likelihood(self, X: Any, *, n_samples: int = 200, random_state: Any = 0) -> npt.NDArray[np.float64]:
         """(n,): log p(x) of each row in nats, after ``preprocess``, estimated from ``n_samples`` draws.
 
-        A lower bound in expectation, which rises with ``n_samples`` (Burda et al. 2016, equation 8).
+        A lower bound in expectation, which rises with ``n_samples`` (Burda et al. 2016, equation 8). ``X`` as in
+        ``fit``; with ``loss="bce"``, rows beyond the range of those of ``fit`` have no likelihood, and are refused.
         """
-        check_is_fitted(self)
-        X = checked_rows(self, X, reset=False)
-        rows = X if isinstance(X, np.ndarray) else X.toarray()
-        shape = self.module_.input_shape
+        _, rows = self._read(X)
         seed = building.draw_seed(random_state)
-        told = variational.log_likelihood(
-            self.module_, rows.reshape(-1, *shape), n_samples=n_samples, variance=0.5, seed=seed
-        )
-        return np.asarray(told.numpy())
+        told = [
+            variational.log_likelihood(self.module_, x, n_samples=n_samples, variance=0.5, seed=seed + i).numpy()
+            for i, (_, x) in enumerate(rows)
+        ]
+        return np.concatenate(told)
 
     @classmethod
     def _parameters_of(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:

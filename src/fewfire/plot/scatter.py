@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.plot.drawing import STYLE, axes, plain_text, title
+from fewfire.rows import as_storage, column_names, is_missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,13 +48,17 @@ def scatter(
         The labels are not one a row, or of fewer than 2 or more than 20 classes.
     """
     model = as_model(model)
-    codes = model.encode(x[:MAX_DOTS] if isinstance(x, Tensor) else np.asarray(x)[:MAX_DOTS])
+    model.layout.check_columns(column_names(x))
+    rows = as_storage(x, "x")
+    n_rows, first = rows.shape[0], rows[:MAX_DOTS]
+    codes = model.encode(first.toarray() if hasattr(first, "toarray") else first)
     names, number = ["rows"], np.zeros(len(codes), dtype=np.int64)
     if labels is not None:
-        found = classes(np.asarray(labels)[:MAX_DOTS])
-        if found is None or len(found[1]) != len(codes):
+        values = np.asarray(labels)
+        found = classes(values[:MAX_DOTS]) if values.shape == (n_rows,) else None
+        if found is None:
             raise ValueError(
-                f"expected a label for each of {len(codes):,} rows, of 2 to {MAX_CLASSES} classes; "
+                f"expected a label for each of {n_rows:,} rows, of 2 to {MAX_CLASSES} classes; "
                 f"got labels of shape {np.shape(labels)}"
             )
         names, number = found
@@ -67,7 +72,7 @@ def scatter(
     if labels is not None:
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2.2, handletextpad=0.2,
                   fontsize=STYLE["tick_size"], labelcolor=STYLE["ink"])  # fmt: skip
-    title(ax, f"codes of {len(codes):,} rows ({method})")
+    title(ax, f"codes of {(number >= 0).sum():,} rows ({method})")
     return ax
 
 
@@ -100,7 +105,7 @@ def classes(labels: npt.ArrayLike, names: Sequence[str] = ()) -> tuple[list[str]
     values = np.asarray(labels)
     if values.ndim != 1:
         return None
-    cells = [None if v is None or v != v or v == "" else v for v in values.tolist()]
+    cells = [None if is_missing(v) else v for v in values.tolist()]
     found = sorted({v for v in cells if v is not None}, key=_order)
     if not 2 <= len(found) <= MAX_CLASSES:
         return None

@@ -4,7 +4,7 @@
 gives rows of a storage as float32 or float64; ``check_finite`` names the first value that is not a number.
 """
 
-from fewfire.rows.cells import as_real
+from fewfire.rows.cells import as_real, is_missing
 from fewfire.rows.csr import MAX_COLUMNS, as_csr
 from fewfire.rows.finite import check_finite
 from fewfire.rows.gather import BFLOAT16, Storage, aligned, compute_dtype, take
@@ -23,5 +23,6 @@ __all__ = [
     "check_finite",
     "column_names",
     "compute_dtype",
+    "is_missing",
     "take",
 ]

@@ -14,9 +14,16 @@ import numpy.typing as npt
 from fewfire.rows.finite import place
 from fewfire.rows.gather import BFLOAT16
 
-__all__ = ["as_real"]
+__all__ = ["as_real", "is_missing"]
 
+_MISSING = ("NAType", "NaTType")
+"""pandas.NA and NaT, told by their names: pandas is not imported"""
 _DATES = {"M": "datetime64", "m": "timedelta64"}
+
+
+def is_missing(label: Any) -> bool:
+    """Whether a label is none: None, no text, NaN, or what pandas writes where a cell is empty."""
+    return label is None or type(label).__name__ in _MISSING or bool(label != label) or label == ""
 
 
 def as_real(array: npt.NDArray[Any], what: str, columns: Sequence[str] = ()) -> npt.NDArray[Any]:
@@ -70,7 +77,7 @@ def _number(value: Any) -> float | None:
     """As a float, NaN for a missing value; None: it is no real number, or one beyond float64."""
     if isinstance(value, float):
         return float(value)
-    if value is None or type(value).__name__ == "NAType":  # pandas.NA, told by its name: pandas is not imported
+    if value is None or type(value).__name__ == "NAType":
         return math.nan
     if not (value.dtype.kind in "biuf" if isinstance(value, np.generic) else isinstance(value, numbers.Real | Decimal)):
         return None
