@@ -20,6 +20,7 @@ import scipy.sparse as sp
 import fewfire as ff
 from fewfire import cli
 from fewfire.disk import locked
+from fewfire.evaluation import LIMITED
 
 FAST = ["--set", "train.steps=20", "--set", "train.batch_size=32"]
 
@@ -254,6 +255,7 @@ def test_evaluate(call, run, data, rows):
     assert (code, err) == (0, "")
     table = {line.split()[0]: line.split()[1] for line in out.splitlines()}
     assert table["n_rows"] == "200"
+    shown = {line.split()[0]: line for line in out.splitlines()}
     code, out, err = call("evaluate", run, data, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
@@ -261,6 +263,9 @@ def test_evaluate(call, run, data, rows):
     wanted = "n_rows mse fvu explained_variance l0 dead_fraction mean_activation"
     assert set(wanted.split()) <= set(result)
     assert table["mse"] == f"{result['mse']:.5g}"
+    for name in LIMITED:
+        assert f"  {result[f'{name}_low']:.5g} .. {result[f'{name}_high']:.5g}  " in shown[name]
+    assert " .. " not in shown["dead_fraction"]
     assert result["l0"] == pytest.approx((ff.load(run).encode(rows) != 0).sum().item() / 200)
     assert json.loads(call("evaluate", f"{run}/model", data, "--json")[1]) == result, "a bare model folder"
 

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ import fewfire as ff
 from fewfire import metrics
 from fewfire.activations import Activation
 from fewfire.contracts import Batch
-from fewfire.evaluation import Evaluation, evaluate
+from fewfire.evaluation import LIMITED, Evaluation, evaluate
 from fewfire.networks import Decoder, Network, Pair
 
 OURS = [n for n, a in Activation.registry.items() if a.__module__.startswith("fewfire")]
@@ -44,7 +45,7 @@ def in_memory(model, x, target=None):
     latents = model.encode(x)
     recon = model.decode(latents, like=x if x.shape == target.shape else None)
     active = model.activation.active(latents)
-    return {
+    found = {
         "n_rows": len(x),
         "n_latents": latents.shape[1],
         "mse": metrics.mse(target, recon),
@@ -53,10 +54,45 @@ def in_memory(model, x, target=None):
             [min(1, metrics.fvu(*pair)) for pair in zip(columns(target), columns(recon), strict=True)]
         ),
         "explained_variance": metrics.explained_variance(target.flatten(1), recon.flatten(1)),
+        "cosine": metrics.cosine(target, recon),
+        "l2_ratio": metrics.l2_ratio(target, recon),
+        "relative_bias": metrics.relative_bias(target, recon),
         "l0": metrics.l0(active),
         "dead_fraction": metrics.dead_fraction(active),
+        "dense_fraction": metrics.dense_fraction(active),
         "mean_activation": metrics.mean_activation(latents),
     }
+    return found | limits_in_memory(*(part.flatten(1).double().numpy() for part in (target, recon, active)), found)
+
+
+def limits_in_memory(x, recon, active, found):
+    """As docs/metrics.md says, row by row."""
+    n, size = len(x), 1
+    while n > 64 * size:
+        size *= 2
+    length, recon_length = np.linalg.norm(x, axis=1), np.linalg.norm(recon, axis=1)
+    error, deviation = ((recon - x) ** 2).sum(1), ((x - x.mean(0)) ** 2).sum(1)
+    ratios = {
+        "mse": (error, np.full(n, x.shape[1])),
+        "fvu": (error, deviation),
+        "explained_variance": (deviation - error, deviation),
+        "cosine": ((x * recon).sum(1) / length / np.where(recon_length, recon_length, 1), np.ones(n)),
+        "l2_ratio": (recon_length / length, np.ones(n)),
+        "relative_bias": (recon_length**2, (x * recon).sum(1)),
+        "l0": (active.sum(1), np.ones(n)),
+    }
+    possible = {"mse": (0, np.inf), "fvu": (0, np.inf), "explained_variance": (-np.inf, 1), "cosine": (-1, 1),
+                "l2_ratio": (0, np.inf), "relative_bias": (-np.inf, np.inf), "l0": (0, active.shape[1])}  # fmt: skip
+    given = {}
+    for name, (above, below) in ratios.items():
+        low, high = possible[name]
+        if n > 1:
+            moved = [(above - found[name] * below)[i : i + size].sum() for i in range(0, n, size)]
+            error_of = np.sqrt(len(moved) / (len(moved) - 1) * np.square(moved).sum()) / below.sum()
+            half = scipy.stats.t.ppf(0.975, len(moved) - 1) * abs(error_of)
+            low, high = max(low, found[name] - half), min(high, found[name] + half)
+        given |= {f"{name}_low": low, f"{name}_high": high}
+    return given
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 203, 4096])
@@ -102,6 +138,34 @@ def test_a_mean_predictor_explains_exactly_nothing(batch_size, dtype):
     assert got["explained_variance"] == pytest.approx(0, abs=1e-14)
     if batch_size == 4096:
         assert (got["fvu"], got["explained_variance"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("offset", [0, 100, 1e4], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_streamed_as_in_memory_whatever_the_dtype(dtype, offset):
+    """300 rows, of which 8 to a block: blocks that end within a batch, batches that end within a block."""
+    x = (data(300) - 100 + offset).to(dtype)
+    model = make("relu", None, network=ff.Linear(tied=True))
+    assert evaluate(model, ff.ArraySource(x)) == pytest.approx(in_memory(model, x), rel=1e-6)
+    for batch_size in (1, 17, 256):
+        rel = 1e-6 if dtype in (torch.float32, torch.float64) else 1e-4  # decode() itself rounds by the batch
+        assert evaluate(model, ff.ArraySource(x), batch_size=batch_size) == pytest.approx(
+            evaluate(model, ff.ArraySource(x)), rel=rel
+        )
+
+
+def test_a_huge_mean_takes_no_digits_from_the_limits():
+    """Squares of 1e9 leave none of a spread of 1 in float64."""
+    x = data(500) - 100
+    near, far = (Evaluation(make("relu", None)) for _ in range(2))
+    for evaluation, offset in ((near, 0), (far, 2.0**30)):
+        recon = 0.7 * x + offset
+        evaluation.model.decode = lambda latents, like=None, recon=recon: recon
+        evaluation.update(x + offset, x + offset)
+    near, far = near.result(), far.result()
+    for name in ("mse", "fvu", "explained_variance"):
+        for key in (name, f"{name}_low", f"{name}_high"):
+            assert far[key] == pytest.approx(near[key], rel=1e-6)
 
 
 def test_a_perfect_model_explains_everything():
@@ -254,6 +318,87 @@ def test_latents_are_not_taken_for_which_fire(metric):
         metric(data(5, 3))
 
 
+# ------------------------------------------------------------------------------------------ limits
+
+
+def covered(names, n_sets, n_rows, draw):
+    """Share of data sets whose limits hold the truth, which is that of all of them together."""
+    model = make("relu", None, network=ff.Linear(tied=True))
+    sets = [draw(n_rows, seed) for seed in range(n_sets)]
+    truth = evaluate(model, ff.ArraySource(torch.cat(sets)))
+    found = [evaluate(model, ff.ArraySource(x)) for x in sets]
+    return {n: np.mean([f[f"{n}_low"] <= truth[n] <= f[f"{n}_high"] for f in found]) for n in names}
+
+
+def independent(n_rows, seed):
+    return torch.randn(n_rows, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 + 0.3
+
+
+@pytest.mark.parametrize("n_rows", [40, 300])
+def test_limits_hold_the_truth_19_times_of_20(n_rows):
+    for name, share in covered(LIMITED, 400, n_rows, independent).items():
+        assert 0.90 <= share <= 0.99, name
+
+
+def test_neighbours_that_are_alike_do_not_make_it_sure():
+    """Of 25 rows that are nearly the same, 24 say nothing new. Taken for new, they miss the truth 2 times of 3."""
+
+    def texts(n_rows, seed):
+        rows = independent(n_rows // 25, seed).repeat_interleave(25, 0)
+        return rows + 0.05 * independent(n_rows, seed + 10_000)
+
+    for name, share in covered(LIMITED, 200, 4000, texts).items():
+        assert 0.88 <= share <= 0.99, name
+
+
+def test_limits_close_in_on_the_number():
+    few, many = (evaluate(make("relu"), ff.ArraySource(data(n))) for n in (200, 20_000))
+    for name in LIMITED:
+        assert many[f"{name}_low"] <= many[name] <= many[f"{name}_high"]
+        width = [found[f"{name}_high"] - found[f"{name}_low"] for found in (few, many)]
+        assert width[0] / width[1] == pytest.approx(10, rel=0.5)
+
+
+def test_one_row_says_nothing_of_others():
+    got = evaluate(make("relu"), ff.ArraySource(data(1)))
+    assert (got["fvu_low"], got["fvu_high"]) == (got["mse_low"], got["mse_high"]) == (0, math.inf)
+    assert (got["explained_variance_low"], got["explained_variance_high"]) == (-math.inf, 1)
+    assert (got["l0_low"], got["l0_high"]) == (0, 10)
+    assert not any(math.isnan(v) for v in got.values())
+
+
+def test_data_without_variance_say_nothing_of_it():
+    got = evaluate(make("relu"), ff.ArraySource(torch.full((50, 6), 0.1, dtype=torch.float64)))
+    assert (got["fvu_low"], got["fvu_high"]) == (0, math.inf)
+    assert got["mse_low"] == pytest.approx(got["mse"]) == pytest.approx(got["mse_high"])
+
+
+def test_what_does_not_vary_is_sure():
+    """k latents fire whatever the row is; and the mean of the very rows explains nothing of them."""
+    x = torch.tensor([[1.0, -20.0], [3.0, 40.0]], dtype=torch.float64).repeat(64, 1)
+    model = ff.Autoencoder(2, 8, ff.TopK(k=3), dtype=torch.float64)
+    with torch.no_grad():
+        model.decoder.W_dec.zero_()
+        model.decoder.b_dec.copy_(torch.tensor([2.0, 10.0]))
+        model.encoder.b_enc.fill_(1e3)
+    got = evaluate(model, ff.ArraySource(x))
+    assert got["l0_low"] == got["l0"] == got["l0_high"] == 3
+    assert (got["explained_variance_low"], got["explained_variance"], got["explained_variance_high"]) == (0, 0, 0)
+
+
+def test_rows_of_zeros_give_no_direction():
+    x = data(30) - 100
+    x[::3] = 0
+    model = make("relu", None)
+    got = evaluate(model, ff.ArraySource(x), batch_size=7)
+    recon = model.reconstruct(x)
+    for name in ("cosine", "l2_ratio", "relative_bias"):
+        assert got[name] == pytest.approx(getattr(metrics, name)(x, recon))
+    nothing = evaluate(model, ff.ArraySource(torch.zeros(9, 6, dtype=torch.float64)))
+    assert (nothing["cosine_low"], nothing["cosine_high"], nothing["l2_ratio_low"]) == (-1, 1, 0)
+    assert not any(math.isnan(v) for v in nothing.values())
+
+
 # ------------------------------------------------------------------------------------------ feature maps
 
 
@@ -312,7 +457,9 @@ def test_plain_numbers():
     got = evaluate(make(), ff.ArraySource(data()))
     assert list(got) == [
         *("n_rows", "n_latents", "mse", "fvu", "fvu_columns", "explained_variance"),
-        *("l0", "dead_fraction", "mean_activation"),
+        *("cosine", "l2_ratio", "relative_bias"),
+        *("l0", "dead_fraction", "dense_fraction", "mean_activation"),
+        *(f"{name}_{end}" for name in LIMITED for end in ("low", "high")),
     ]
     assert {type(v) for v in got.values()} <= {int, float}
 

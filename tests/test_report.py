@@ -14,7 +14,7 @@ import torch
 from fewfire import files, plot
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Layout
-from fewfire.evaluation import Evaluation, evaluate
+from fewfire.evaluation import LIMITED, Evaluation, evaluate
 from fewfire.report import METRICS, charts, labels, words, write_report
 from fewfire.report import gather as gathering
 from fewfire.runs import Run, load_config, open_run, train
@@ -100,8 +100,13 @@ def test_a_run_of_images(digits, monkeypatch):
     assert "All settings (config.yaml)" in page.text and "validation_fraction: 0.1" in page.text
     assert digits.provenance["data_fingerprint"][:12] in page.text
     assert "fingerprints differ" not in page.text
-    for metric in evaluate(digits.model, digits.source()):
-        assert f"<code>{metric}</code>" in page.text and metric in METRICS
+    result = evaluate(digits.model, digits.source())
+    limits = {f"{name}_{end}" for name in LIMITED for end in ("low", "high")}
+    assert list(METRICS) == [name for name in result if name not in limits]
+    assert all(f"<code>{metric}</code>" in page.text for metric in METRICS)
+    reach = result["cosine"] - result["cosine_low"]
+    assert f"{charts.short(result['cosine'])} ± {charts.short(reach)}" in page.text
+    assert '<td class="num">4</td>' in page.text, "k is k on any rows: l0 has no ±"
 
 
 def test_other_data_are_noticed(digits):

@@ -85,7 +85,8 @@ def evaluate(
 ) -> None:
     """How well and how sparsely the model describes the rows, and what the codes know of LABELS.
 
-    explained_variance weighs columns by their variance; of fvu_columns, all columns have the same say.
+    explained_variance weighs columns by their variance; of fvu_columns, all columns have the same say. Two numbers
+    with dots between them are 95 % confidence limits.
     """
     from fewfire.evaluation import evaluate as measure
     from fewfire.report import METRICS
@@ -102,11 +103,18 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(_finite(result)))
         return
-    for name, value in result.items():
-        if name != "probe":
-            typer.echo(f"{name:>20}  {_number(value):>12}  {METRICS.get(name, '')}")
+    for name, meaning in METRICS.items():
+        limits = _limits(result, name)
+        typer.echo(f"{name:>20}  {_number(result[name]):>12}  {limits:<22}  {meaning}".rstrip())
     if labels is not None:
         _print_probe(result["probe"])
+
+
+def _limits(result: dict[str, Any], name: str) -> str:
+    """The 95 % confidence limits of a number, where it has some."""
+    if f"{name}_low" not in result:
+        return ""
+    return f"{_number(result[f'{name}_low'])} .. {_number(result[f'{name}_high'])}"
 
 
 def _print_probe(views: dict[str, dict[str, float]]) -> None:

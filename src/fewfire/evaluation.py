@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +12,19 @@ from torch import Tensor
 from fewfire import metrics
 from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.contracts import Batch, Source
+from fewfire.metrics.intervals import EVERYTHING, Blocks, limits
+from fewfire.metrics.reconstruction import ratio
 from fewfire.rows import check_finite
 from fewfire.sources import open_source
 
-__all__ = ["Evaluation", "evaluate", "finite_rows"]
+__all__ = ["LIMITED", "Evaluation", "evaluate", "finite_rows"]
+
+LIMITED = ("mse", "fvu", "explained_variance", "cosine", "l2_ratio", "relative_bias", "l0")
+"""the numbers that have limits: ratios of two sums over rows"""
+VALUES_AT_ONCE = 1 << 18
+"""of targets: 2 MiB in float64, which stay in a cache while they are passed over a dozen times"""
+SUMMED = ("error", "cosine", "length_ratio", "has_length", "recon_square", "product", "active", "distance")
+"""what is summed of each row by block of rows, for the numbers and their limits"""
 
 
 def evaluate(
@@ -34,9 +44,11 @@ def evaluate(
     Returns
     -------
     dict
-        ``n_rows, n_latents, mse, fvu, fvu_columns, explained_variance, l0, dead_fraction, mean_activation``. Errors
-        are in data space, over every value; FVU compares with the mean of the whole set. ``fvu`` and
-        ``explained_variance`` weigh columns by their variance, ``fvu_columns`` all the same.
+        ``n_rows, n_latents, mse, fvu, fvu_columns, explained_variance, cosine, l2_ratio, relative_bias, l0,
+        dead_fraction, dense_fraction, mean_activation``. Errors are in data space, over every value; FVU compares with
+        the mean of the whole set. ``fvu`` and ``explained_variance`` weigh columns by their variance, ``fvu_columns``
+        all the same. Then the 95 % confidence limits of the names in ``LIMITED``: ``mse_low, mse_high, fvu_low, ...``,
+        of which some are infinite when there is one row.
 
     Raises
     ------
@@ -63,7 +75,12 @@ class Evaluation:
         self.squared_error = torch.zeros((), dtype=torch.float64)
         """(D,) per column of the target"""
         self.activation_sum = 0.0
-        self.active_count = 0
+        self.sums = Blocks()
+        """(G, 8) by block of rows: what ``SUMMED`` names"""
+        self.offsets = Blocks()
+        """(G, D) of the targets' distances from the first one; a mean far from 0 takes no digits from them"""
+        self.first = torch.zeros((), dtype=torch.float64)
+        """(D,) the first target"""
         self.highest = 0.0
         """largest magnitude among the targets"""
         n = model.latent_shape[0]
@@ -113,15 +130,40 @@ class Evaluation:
         like = x_in if x_in.shape == x.shape else None
         recon = self.model.decode(latents, like=None if like is None else like.to(latents.device))
         active = self.model.activation.active(latents)
-        self.target.update(x.flatten(1).cpu())
+        self._compare(x.flatten(1).cpu(), recon.flatten(1).cpu(), active.flatten(1).sum(1).cpu())
         self.highest = max(self.highest, float(x.abs().max())) if len(x) else self.highest
-        error = (recon.double() - x.to(recon.device).double()).flatten(1).square().sum(0)
-        self.squared_error = self.squared_error + error.cpu()
         self.activation_sum += latents.double().sum().item()
-        self.active_count += int(active.sum())
         self.fired += metrics.by_latent(active).sum(0).cpu()
         highest = latents.transpose(0, 1).flatten(1).amax(1).double().cpu()
         self.largest = torch.maximum(self.largest, highest)
+
+    def _compare(self, x: Tensor, recon: Tensor, n_active: Tensor) -> None:
+        """Sums over (B, D) targets and reconstructions, and over the (B,) numbers of latents that fire."""
+        if self.n_rows == 0 and len(x):
+            self.first = x[0].double()
+        self.sums.make_room(len(x))
+        self.offsets.make_room(len(x))
+        step = max(1, VALUES_AT_ONCE // x.shape[1])
+        for rows in zip(*(torch.split(part, step) for part in (x, recon, n_active)), strict=True):
+            self._compare_some(rows[0].double(), rows[1].double(), rows[2])
+
+    def _compare_some(self, x: Tensor, recon: Tensor, n_active: Tensor) -> None:
+        self.target.update(x)
+        self.squared_error = self.squared_error + (recon - x).square().sum(0)
+        offsets = x - self.first
+        self.offsets.update(offsets)
+        rows = metrics.products(x, recon)
+        summed = {
+            "error": rows.errors,
+            "cosine": rows.cosines,
+            "length_ratio": rows.length_ratios,
+            "has_length": rows.have_length,
+            "recon_square": rows.recon_squares,
+            "product": rows.products,
+            "active": n_active,
+            "distance": torch.linalg.vector_norm(offsets, dim=1).square(),
+        }
+        self.sums.update(torch.stack([summed[name].double() for name in SUMMED], 1))
 
     @property
     def n_rows(self) -> int:
@@ -138,17 +180,53 @@ class Evaluation:
         n_positions = self.n_rows * math.prod(self.model.latent_shape)
         error = float(self.squared_error.sum())
         fvu = metrics.unexplained(error, self.target.squared_deviation)
-        return {
+        total = dict(zip(SUMMED, self.sums.total.tolist(), strict=True))
+        exact = error == 0
+        found = {
             "n_rows": self.n_rows,
             "n_latents": n_latents,
             "mse": error / n_values,
             "fvu": fvu,
             "fvu_columns": self.target.mean_unexplained(self.squared_error),
             "explained_variance": 1.0 - fvu,
-            "l0": self.active_count / self.n_rows,
+            "cosine": ratio(total["cosine"], total["has_length"], 1.0 if exact else 0.0),
+            "l2_ratio": ratio(total["length_ratio"], total["has_length"], 1.0 if exact else math.inf),
+            "relative_bias": ratio(
+                total["recon_square"], total["product"], 0.0 if total["recon_square"] == 0 else math.inf
+            ),
+            "l0": total["active"] / self.n_rows,
             "dead_fraction": int((self.fired == 0).sum()) / n_latents,
+            "dense_fraction": int((self.density > metrics.DENSE).sum()) / n_latents,
             "mean_activation": self.activation_sum / n_positions,
         }
+        return {**found, **self._limits(found)}
+
+    def _limits(self, found: Mapping[str, float]) -> dict[str, float]:
+        """The limits of what ``result`` found, by the names that they have there."""
+        by_block = dict(zip(SUMMED, self.sums.sums.unbind(1), strict=True))
+        error, rows, deviation = by_block["error"], self.sums.rows, self._deviation_by_block()
+        ratios = {
+            "mse": (error, rows * self.target.mean.numel(), (0, math.inf)),
+            "fvu": (error, deviation, (0, math.inf)),
+            "explained_variance": (deviation - error, deviation, (-math.inf, 1)),
+            "cosine": (by_block["cosine"], by_block["has_length"], (-1, 1)),
+            "l2_ratio": (by_block["length_ratio"], by_block["has_length"], (0, math.inf)),
+            "relative_bias": (by_block["recon_square"], by_block["product"], EVERYTHING),
+            "l0": (by_block["active"], rows, (0, math.prod(self.model.latent_shape))),
+        }
+        given = {}
+        for name in LIMITED:
+            above, below, possible = ratios[name]
+            given[f"{name}_low"], given[f"{name}_high"] = limits(above, below, found[name], possible)
+        return given
+
+    def _deviation_by_block(self) -> Tensor:
+        """(G,) squared distances of the targets from the mean of all of them; 0 where they do not vary."""
+        if self.target.squared_deviation == 0:
+            return torch.zeros(len(self.sums.sums), dtype=torch.float64)
+        to_mean = self.target.mean - self.first
+        distances = self.sums.sums[:, SUMMED.index("distance")]
+        return distances - 2 * self.offsets.sums @ to_mean + self.sums.rows * to_mean.square().sum()
 
 
 def finite_rows(batch: Batch) -> Batch:

@@ -79,10 +79,10 @@ def relative_bias(x: Tensor, recon: Tensor) -> float:
 class Products(NamedTuple):
     """What the numbers above are sums of; each (B,) float64."""
 
-    squares: Tensor
-    """``||x||^2``"""
-    recon_squares: Tensor
-    """``||recon||^2``"""
+    lengths: Tensor
+    """``||x||``"""
+    recon_lengths: Tensor
+    """``||recon||``"""
     products: Tensor
     """``x . recon``"""
     errors: Tensor
@@ -91,27 +91,36 @@ class Products(NamedTuple):
     @property
     def have_length(self) -> Tensor:
         """(B,) bool: the rows that are not all 0."""
-        return self.squares != 0
+        return self.lengths != 0
+
+    @property
+    def recon_squares(self) -> Tensor:
+        """(B,) ``||recon||^2``."""
+        return self.recon_lengths.square()
 
     @property
     def cosines(self) -> Tensor:
         """(B,), 0 where a row or its reconstruction is all 0."""
-        lengths = self.squares.sqrt() * self.recon_squares.sqrt()
+        lengths = self.lengths * self.recon_lengths
         return torch.where(lengths != 0, self.products / lengths, 0.0).clamp(-1, 1)
 
     @property
     def length_ratios(self) -> Tensor:
         """(B,), 0 where a row is all 0."""
-        return torch.where(self.have_length, (self.recon_squares / self.squares).sqrt(), 0.0)
+        return torch.where(self.have_length, self.recon_lengths / self.lengths, 0.0)
 
 
 def products(x: Tensor, recon: Tensor) -> Products:
     """(B, ...) rows and their reconstructions -> what is summed of each row, in float64."""
     same_shape(x, recon)
     x, recon = x.flatten(1).double(), recon.flatten(1).double()
-    dot = torch.linalg.vecdot
-    error = recon - x
-    return Products(dot(x, x), dot(recon, recon), dot(x, recon), dot(error, error))
+    length = torch.linalg.vector_norm
+    return Products(
+        length(x, dim=1),
+        length(recon, dim=1),
+        torch.linalg.vecdot(x, recon),
+        length(recon - x, dim=1).square(),
+    )
 
 
 def exact(rows: Products) -> bool:

@@ -247,12 +247,18 @@ class Page:
 
     @property
     def metrics(self) -> list[tuple[str, str, str, str]]:
-        """(name, on these rows, at the end of training, meaning)."""
+        """(name, on these rows and how sure that is, at the end of training, meaning)."""
         then = self.run.provenance.get("summary") or {}
         return [
-            (name, _number(value), _number(then.get(name)), METRICS.get(name, ""))
-            for name, value in self.result.items()
+            (name, _number(self.result[name]) + self._plus_minus(name), _number(then.get(name)), meaning)
+            for name, meaning in METRICS.items()
         ]
+
+    def _plus_minus(self, name: str) -> str:
+        """How far the 95 % confidence limits are: " ± 0.012"; nothing where there are none."""
+        low, high = (self.result.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+        reach = max(high - self.result[name], self.result[name] - low)
+        return f" ± {charts.short(reach)}" if math.isfinite(reach) and reach > 0 else ""
 
     @property
     def config_text(self) -> str | None:
