@@ -55,8 +55,9 @@ class Blocks:
         self.count = end
 
     def _merge(self) -> None:
-        odd = self.sums.new_zeros(len(self.sums) % 2, self.sums.shape[1])
-        self.sums = torch.cat([self.sums, odd]).view(-1, 2, self.sums.shape[1]).sum(1)
+        n, width = self.sums.shape
+        odd = self.sums.new_zeros(n % 2, width)
+        self.sums = torch.cat([self.sums, odd]).view((n + 1) // 2, 2, width).sum(1)
         self.size *= 2
 
     @property
