@@ -17,7 +17,14 @@ other numbers. Here every tensor and the metadata travel with their SHA-256; wha
 from fewfire.disk.atomic import atomic_write, atomic_writer, fsync_folder, is_temporary, sweep
 from fewfire.disk.lock import LOCK, FolderInUseError, locked
 from fewfire.disk.strict_json import canonical_json, one_line, parse_json, sha256_json, short
-from fewfire.disk.tensors import ModelFileError, load_tensors, read_metadata, save_tensors, stored_size
+from fewfire.disk.tensors import (
+    ModelFileError,
+    load_foreign_tensors,
+    load_tensors,
+    read_metadata,
+    save_tensors,
+    stored_size,
+)
 
 __all__ = [
     "LOCK",
@@ -28,6 +35,7 @@ __all__ = [
     "canonical_json",
     "fsync_folder",
     "is_temporary",
+    "load_foreign_tensors",
     "load_tensors",
     "locked",
     "one_line",

@@ -31,7 +31,7 @@ from torch import Tensor
 from fewfire.disk.atomic import atomic_writer
 from fewfire.disk.strict_json import canonical_json, check_size, parse_json, sha256_text, short
 
-__all__ = ["ModelFileError", "load_tensors", "read_metadata", "save_tensors", "stored_size"]
+__all__ = ["ModelFileError", "load_foreign_tensors", "load_tensors", "read_metadata", "save_tensors", "stored_size"]
 
 # What a file may claim: far above any model, far below what makes a reader suffer. (A header of a million
 # empty tensors costs the safetensors library 23 seconds and a gigabyte.) Saving keeps the same limits.
@@ -70,6 +70,7 @@ _OTHERS = {
     b"\x89HDF": "an HDF5 file",
     b"\x1f\x8b": "a gzip file",
 }
+_NOT_OURS = "was not written by fewfire, its metadata do not say so; `fewfire convert` may read it"
 _CLAIMS = ("fewfire", "metadata_sha256", "sha256", "digests_sha256")
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -143,19 +144,31 @@ def load_tensors(
         The file is damaged, beyond the limits above, or not written by fewfire.
     """
     path = Path(path)
-    tensors: dict[str, Tensor] = {}
     with _opened(path) as file, _blaming(path):
-        contents = _read_header(file)
-        for name, entry in contents.entries.items():
-            # Read, not mapped: a mapped file that shrinks meanwhile kills the process with SIGBUS.
-            tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
-            data = _bytes(tensor)
-            if file.readinto(data) != len(data):
-                raise ValueError(f"the file ends inside tensor {short(name)}")
-            if _digest(entry.dtype, entry.shape, data) != contents.sha256[name]:
-                raise ValueError(f"tensor {short(name)} does not match its checksum")
-            tensors[name] = tensor.to(device)
-    return tensors, contents.metadata
+        header, claims, n_bytes = _read_json(file)
+        contents = _verified(header, claims, n_bytes)
+        return _read_tensors(file, contents, device), contents.metadata
+
+
+def load_foreign_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of any safetensors file, within the limits above; verified where fewfire wrote it.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ModelFileError
+        The file is damaged or beyond the limits; or its metadata say more than what its tensors are for, which nobody
+        here would read.
+    """
+    path = Path(path)
+    with _opened(path) as file, _blaming(path):
+        header, claims, n_bytes = _read_json(file)
+        if "fewfire" in claims:
+            return _read_tensors(file, _verified(header, claims, n_bytes))
+        if claims.keys() - {"format"}:
+            raise ModelFileError(f"has the metadata {short(min(claims.keys() - {'format'}))}, which are not understood")
+        return _read_tensors(file, _Contents({}, {}, _read_entries(header, n_bytes)))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     with _opened(path) as file, _blaming(path):
-        return _read_header(file).metadata
+        return _verified(*_read_json(file)).metadata
 
 
 # ---------------------------------------------------------------------------------------------- both ways
@@ -273,7 +286,7 @@ class _Contents:
 
     metadata: dict[str, Any]
     sha256: dict[str, Any]
-    """name -> the digest that its tensor must have"""
+    """name -> the digest that its tensor must have; empty where nobody wrote one"""
     entries: dict[str, _Entry]
     """in the order of their bytes"""
 
@@ -300,7 +313,8 @@ def _blaming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"could not read ({error.strerror or error})", str(path)) from error
 
 
-def _read_header(file: BufferedReader) -> _Contents:
+def _read_json(file: BufferedReader) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """The header's entries, its ``__metadata__``, and how many bytes of tensors follow."""
     size = os.fstat(file.fileno()).st_size
     if size < 8:
         raise ValueError(f"it is {size} bytes long, too short for a safetensors file")
@@ -313,15 +327,35 @@ def _read_header(file: BufferedReader) -> _Contents:
     if len(raw) < length:
         raise ValueError(f"the file ends inside its header, at byte {size} of at least {8 + length}")
     header = parse_json(raw, MAX_ENTRIES)
-    claims = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(claims, dict) or "fewfire" not in claims:
-        raise ModelFileError("was not written by fewfire, its metadata do not say so; `fewfire convert` may read it")
+    claims = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(claims, dict):
+        raise ModelFileError(_NOT_OURS)
+    return header, claims, size - 8 - length
 
+
+def _verified(header: dict[str, Any], claims: dict[str, Any], n_bytes: int) -> _Contents:
+    """What fewfire wrote, with what it wrote to check it by."""
+    if "fewfire" not in claims:
+        raise ModelFileError(_NOT_OURS)
     metadata, sha256 = _read_claims(claims)
-    entries = _read_entries(header, size - 8 - length)
+    entries = _read_entries(header, n_bytes)
     for name in sha256.keys() ^ entries.keys():
         raise ValueError(f"tensor {short(name)} has {'no checksum' if name in entries else 'a checksum but no data'}")
     return _Contents(metadata, sha256, entries)
+
+
+def _read_tensors(file: BufferedReader, contents: _Contents, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    tensors = {}
+    for name, entry in contents.entries.items():
+        # Read, not mapped: a mapped file that shrinks meanwhile kills the process with SIGBUS.
+        tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+        data = _bytes(tensor)
+        if file.readinto(data) != len(data):
+            raise ValueError(f"the file ends inside tensor {short(name)}")
+        if contents.sha256 and _digest(entry.dtype, entry.shape, data) != contents.sha256[name]:
+            raise ValueError(f"tensor {short(name)} does not match its checksum")
+        tensors[name] = tensor.to(device)
+    return tensors
 
 
 def _read_claims(claims: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
