@@ -270,6 +270,18 @@ def test_evaluate(call, run, data, rows):
     assert json.loads(call("evaluate", f"{run}/model", data, "--json")[1]) == result, "a bare model folder"
 
 
+def test_evaluate_beside_another_run(call, fails, run, data):
+    code, _, err = call("train", data, "--out", "other", *FAST, "--set", "train.seed=7")
+    assert code == 0, err
+    result = json.loads(call("evaluate", run, "--compare", "other", "--json")[1])
+    assert result["stability"] == ff.stability(ff.load(run), ff.load("other"))
+    code, out, err = call("evaluate", run, "--compare", "other")
+    assert (code, err) == (0, "") and "beside other" in out
+    shown = {line.split()[0]: line.split()[1] for line in out.splitlines() if line.split()}
+    assert shown["mcc"] == f"{result['stability']['mcc']:.5g}" and shown["mse"] == f"{result['mse']:.5g}"
+    assert "there is no nothing" in fails(2, "evaluate", run, "--compare", "nothing")
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "encode", "reconstruct", "report"])
 def test_rows_with_nan_are_refused_by_number(fails, run, rows, verb):
     rows = rows.copy()

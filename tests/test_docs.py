@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fewfire as ff
-from fewfire import runs
+from fewfire import comparison, runs
 from fewfire.probing import MEANINGS
 from fewfire.report import METRICS
 
@@ -48,7 +48,10 @@ def test_examples_run(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("name", [*METRICS, "size", *MEANINGS, "psnr", "ssim", "score", "is_anomaly"])
+NAMED = [*METRICS, "size", *MEANINGS, *comparison.MEANINGS, "psnr", "ssim", "score", "is_anomaly"]
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_every_number_has_its_formula(name):
     assert f"| `{name}`" in (ROOT / "docs" / "metrics.md").read_text()
 

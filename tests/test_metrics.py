@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from fewfire import metrics
+from fewfire.metrics.intervals import Blocks
 
 
 def data(dtype=torch.float64):
@@ -310,3 +311,21 @@ def test_detection_refuses_what_does_not_fit():
     for latents, truth in (((3, 3), (3, 4)), ((3, 2), (4, 4)), ((3, 2), (3,))):
         with pytest.raises(ValueError, match="the same rows of 2 latents"):
             metrics.detection(torch.zeros(latents).bool(), torch.zeros(truth).bool(), torch.arange(2))
+
+
+# ------------------------------------------------------------------------------------------- blocks of a stream
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 128, 129, 1000])
+def test_blocks_depend_on_rows_alone(n):
+    rows = rows_of(n, 3)
+    size = next(s for s in (1, 2, 4, 8, 16) if n <= 64 * s)
+    expected = np.add.reduceat(rows.numpy(), np.arange(0, n, size))
+    for batches in ([n], [1] * n, [0, n // 3, n - n // 3]):
+        blocks = Blocks()
+        for batch in rows.split(batches):
+            blocks.update(batch)
+        assert (blocks.size, blocks.count) == (size, n)
+        assert blocks.sums.numpy() == pytest.approx(expected)
+        assert blocks.rows.tolist() == [size] * (n // size) + [n % size] * (n % size > 0)
+        assert blocks.total.numpy() == pytest.approx(rows.sum(0).numpy())

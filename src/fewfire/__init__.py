@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fewfire import metrics, plot, variational
     from fewfire.activations import Activation, Gaussian, Plain, ReLU, Sigmoid, TopK, WinnerTakeAll
     from fewfire.autoencoder import Autoencoder
+    from fewfire.comparison import stability
     from fewfire.contracts import Batch, ForwardOutput, Layout, Source, SparseCodes, TrainState
     from fewfire.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
     from fewfire.disk import FolderInUseError, ModelFileError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOME = {
     "fewfire.activations": ("Activation", "Gaussian", "Plain", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"),
     "fewfire.autoencoder": ("Autoencoder",),
+    "fewfire.comparison": ("stability",),
     "fewfire.contracts": ("Batch", "ForwardOutput", "Layout", "Source", "SparseCodes", "TrainState"),
     "fewfire.corruptions": ("Corruption", "GaussianNoise", "Masking", "SaltAndPepper"),
     "fewfire.disk": ("FolderInUseError", "ModelFileError"),
@@ -111,6 +113,7 @@ __all__ = [
     "patches",
     "plot",
     "save",
+    "stability",
     "variational",
 ]
 

@@ -82,8 +82,12 @@ def evaluate(
             help="Also what the codes know of labels: a file with one a row, a column of DATA, or `labels` for digits.",
         ),
     ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="RUN", help="Also how alike the features of another run are."),
+    ] = None,
 ) -> None:
-    """How well and how sparsely the model describes the rows, and what the codes know of LABELS.
+    """How well and how sparsely the model describes the rows; what the codes know of LABELS; how alike another run is.
 
     explained_variance weighs columns by their variance; of fvu_columns, all columns have the same say. Two numbers
     with dots between them are 95 % confidence limits.
@@ -100,12 +104,18 @@ def evaluate(
 
         path = data if data is not None or opened.config is None else opened.config.data.path
         result["probe"] = probe(opened.model, source, read_labels(labels, source, path))
+    if other is not None:
+        from fewfire.comparison import stability
+
+        result["stability"] = stability(opened.model, open_run(other).model)
     if as_json:
         typer.echo(json.dumps(_finite(result)))
         return
     for name, meaning in METRICS.items():
         limits = _limits(result, name)
         typer.echo(f"{name:>20}  {_number(result[name]):>12}  {limits:<22}  {meaning}".rstrip())
+    if other is not None:
+        _print_stability(result["stability"], other)
     if labels is not None:
         _print_probe(result["probe"])
 
@@ -115,6 +125,14 @@ def _limits(result: dict[str, Any], name: str) -> str:
     if f"{name}_low" not in result:
         return ""
     return f"{_number(result[f'{name}_low'])} .. {_number(result[f'{name}_high'])}"
+
+
+def _print_stability(found: dict[str, float], other: Path) -> None:
+    from fewfire.comparison import MEANINGS
+
+    typer.echo(f"\n{'':>20}  beside {other}")
+    for name, value in found.items():
+        typer.echo(f"{name:>20}  {_number(value):>12}  {MEANINGS[name]}")
 
 
 def _print_probe(views: dict[str, dict[str, float]]) -> None:
