@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import fewfire as ff
-from fewfire.probing import MEANINGS, _split, probe, read_labels
+from fewfire.probing import MEANINGS, _sparse_probes, _split, probe, read_labels
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,51 @@ def test_targets_are_what_is_rebuilt(trained):
     noisy = x + np.random.default_rng(3).normal(size=x.shape)
     found = probe(model, ff.ArraySource(noisy, x), labels)
     assert found["columns"]["fvu"] == pytest.approx(1 / x.var(0).mean(), rel=0.1)
+
+
+def test_how_many_numbers_a_class_takes():
+    """Column 7 is class 0, column 9 is class 1, and class 2 is what is neither."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.array(["a", "b", "c"]), [600, 200, 100])
+    values = 0.1 * generator.normal(size=(900, 20)) + 50
+    values[:, 7] += labels == "a"
+    values[:, 9] += labels == "b"
+    found = _sparse_probes(values, labels, *_split(labels, 0))
+    assert list(found) == ["probe_1", "probe_2", "probe_5", "probe_all"]
+    third = (1 + 600 / 800) / 2  # by column 7, which is as low in b as in c
+    assert found["probe_1"] == pytest.approx((1 + 1 + third) / 3, abs=0.02)
+    assert found["probe_2"] == pytest.approx(1, abs=0.01) and found["probe_all"] == pytest.approx(1, abs=0.02)
+
+
+def test_sparse_probes_choose_by_the_largest_difference_of_means_among_rows_learned_from():
+    labels = np.arange(400) % 2
+    train, test = _split(labels, 0)
+    values = np.random.default_rng(0).normal(size=(400, 3))
+    values[:, 0] = labels + 0.01 * values[:, 0]  # tells all, by a difference of 1
+    values[:, 1] = 40 * values[:, 1] + 12 * labels  # a larger difference, and a larger spread
+    assert _sparse_probes(values, labels, train, test)["probe_1"] < 0.7
+    assert _sparse_probes(values, labels, train, test)["probe_2"] == 1
+    values[:, 1] = -0.1 * labels
+    values[test, 1] = 1e3 * labels[test]  # would be chosen if held-out rows had a say, and tell the opposite
+    assert _sparse_probes(values, labels, train, test)["probe_1"] == 1
+
+
+def test_a_rare_class_is_not_told_by_saying_no():
+    labels = (np.arange(2000) % 20 == 0).astype(int)
+    values = np.random.default_rng(0).normal(size=(2000, 6))
+    for name, share in _sparse_probes(values, labels, *_split(labels, 0)).items():
+        assert share == pytest.approx(0.5, abs=0.15), name
+
+
+def test_the_most_frequent_classes_are_probed(monkeypatch):
+    """The two first of three: class 2, which nothing tells, does not count."""
+    monkeypatch.setattr("fewfire.probing.MOST_CLASSES", 2)
+    labels = np.repeat([2, 0, 1], [40, 100, 120])
+    values = np.random.default_rng(0).normal(size=(260, 3))
+    values[labels == 0, 0] += 20
+    values[labels == 1, 1] += 20
+    values[labels == 2] = np.random.default_rng(1).permutation(values)[:40]
+    assert _sparse_probes(values, labels, *_split(labels, 0))["probe_1"] > 0.9
 
 
 @pytest.mark.parametrize("counts", [(198, 2), (2, 3, 4, 191), (50, 150)])

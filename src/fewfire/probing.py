@@ -27,9 +27,18 @@ NEIGHBOURS = 5
 TRUST_ROWS = 2_000
 """rows whose neighbourhoods are compared: the cost grows with their square"""
 
+FEW = (1, 2, 5)
+"""how many numbers of a row a sparse probe may look at (Karvonen et al. 2025, SAEBench)"""
+MOST_CLASSES = 20
+"""the most frequent ones; every class is a probe of its own"""
+
 MEANINGS = {
     "fvu": "variance not rebuilt, on a quarter of the rows, held out",
     "probe_accuracy": "logistic regression, on the same quarter",
+    "probe_1": "one class or not, from the 1 number that differs most: .5 chance, mean over classes",
+    "probe_2": "the same from 2",
+    "probe_5": "the same from 5",
+    "probe_all": "the same from all",
     "knn_accuracy": "vote of the 5 nearest rows, on the same quarter",
     "ari": "k-means clusters beside the labels: 1 the same, 0 chance",
     "trustworthiness": "near rows that were near in the columns too: 1 all",
@@ -199,10 +208,51 @@ def _measured(
         "size": values.shape[1],
         "fvu": _fvu(view.recon[test], rows.target[test]),
         "probe_accuracy": float(linear.score(values[test], labels[test])),
+        **_sparse_probes(values, labels, train, test),
         "knn_accuracy": float(near.score(values[test], labels[test])),
         "ari": float(adjusted_rand_score(labels, clusters)),
         "trustworthiness": float(trust),
     }
+
+
+def _sparse_probes(
+    values: Rows, labels: npt.NDArray[Any], train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]
+) -> dict[str, float]:
+    """How well each class is told from the others by its best 1, 2 and 5 numbers, and by all; means over classes."""
+    from sklearn.preprocessing import StandardScaler
+
+    classes, counts = np.unique(labels[train], return_counts=True)
+    # of two classes, telling one is telling the other
+    asked = classes[np.argsort(-counts, kind="stable")][: 1 if len(classes) == 2 else MOST_CLASSES]
+    found: dict[str, list[float]] = {f"probe_{k}": [] for k in (*FEW, "all")}
+    standard = StandardScaler().fit(values[train]).transform(values)
+    seen = values[train]
+    for c in asked:
+        is_class = labels == c
+        difference = _mean(seen[is_class[train]]) - _mean(seen[~is_class[train]])
+        best = np.argsort(-np.abs(difference), kind="stable")
+        for k in (*FEW, "all"):
+            chosen = standard if k == "all" else standard[:, best[:k]]
+            found[f"probe_{k}"].append(_told_apart(chosen, is_class, train, test))
+    return {name: float(np.mean(accuracies)) for name, accuracies in found.items()}
+
+
+def _mean(values: Rows) -> Rows:
+    return np.asarray(values.mean(0, dtype=np.float64))
+
+
+def _told_apart(
+    values: Rows, is_class: npt.NDArray[np.bool_], train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]
+) -> float:
+    """Held-out accuracy of a logistic regression, rows in the class and rows outside of it weighing the same in all."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(max_iter=1000, class_weight="balanced").fit(values[train], is_class[train])
+    right = fitted.predict(values[test]) == is_class[test]
+    return float((right[is_class[test]].mean() + right[~is_class[test]].mean()) / 2)
 
 
 def _fvu(recon: Rows, target: Rows) -> float:
