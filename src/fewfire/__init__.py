@@ -13,10 +13,23 @@ from fewfire._version import __version__
 
 if TYPE_CHECKING:
     from fewfire import metrics, plot, variational
-    from fewfire.activations import Activation, Gaussian, Plain, ReLU, Sigmoid, TopK, WinnerTakeAll
+    from fewfire.activations import (
+        Activation,
+        BatchTopK,
+        Gated,
+        Gaussian,
+        JumpReLU,
+        MatchingPursuit,
+        Plain,
+        ReLU,
+        Sigmoid,
+        TopK,
+        WinnerTakeAll,
+    )
     from fewfire.autoencoder import Autoencoder
     from fewfire.comparison import stability
     from fewfire.contracts import Batch, ForwardOutput, Layout, Source, SparseCodes, TrainState
+    from fewfire.conversion import load
     from fewfire.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
     from fewfire.disk import FolderInUseError, ModelFileError
     from fewfire.estimators import (
@@ -27,17 +40,43 @@ if TYPE_CHECKING:
         VariationalAutoencoder,
     )
     from fewfire.evaluation import evaluate
-    from fewfire.files import load, save
+    from fewfire.files import save
     from fewfire.networks import Linear, Mlp, Network
     from fewfire.preprocess import Preprocess
-    from fewfire.sources import ArraySource, digits, open_source, patches
-    from fewfire.terms import BCE, L1, MSE, AuxK, Contractive, GaussianKL, KLSparsity, Term, WeightDecay
+    from fewfire.sources import ArraySource, SyntheticWorld, digits, open_source, patches
+    from fewfire.terms import (
+        BCE,
+        L1,
+        MSE,
+        AuxK,
+        Contractive,
+        GatedAux,
+        GaussianKL,
+        KLSparsity,
+        L0Penalty,
+        MatryoshkaMSE,
+        Term,
+        WeightDecay,
+    )
     from fewfire.trainer import Interrupted, SparsityWarning, TrainConfig, Trainer, TrainingError
 
 _HOME = {
-    "fewfire.activations": ("Activation", "Gaussian", "Plain", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"),
+    "fewfire.activations": (
+        "Activation",
+        "BatchTopK",
+        "Gated",
+        "Gaussian",
+        "JumpReLU",
+        "MatchingPursuit",
+        "Plain",
+        "ReLU",
+        "Sigmoid",
+        "TopK",
+        "WinnerTakeAll",
+    ),
     "fewfire.autoencoder": ("Autoencoder",),
     "fewfire.comparison": ("stability",),
+    "fewfire.conversion": ("load",),
     "fewfire.contracts": ("Batch", "ForwardOutput", "Layout", "Source", "SparseCodes", "TrainState"),
     "fewfire.corruptions": ("Corruption", "GaussianNoise", "Masking", "SaltAndPepper"),
     "fewfire.disk": ("FolderInUseError", "ModelFileError"),
@@ -49,11 +88,24 @@ _HOME = {
         "VariationalAutoencoder",
     ),
     "fewfire.evaluation": ("evaluate",),
-    "fewfire.files": ("load", "save"),
+    "fewfire.files": ("save",),
     "fewfire.networks": ("Linear", "Mlp", "Network"),
     "fewfire.preprocess": ("Preprocess",),
-    "fewfire.sources": ("ArraySource", "digits", "open_source", "patches"),
-    "fewfire.terms": ("BCE", "L1", "MSE", "AuxK", "Contractive", "GaussianKL", "KLSparsity", "Term", "WeightDecay"),
+    "fewfire.sources": ("ArraySource", "SyntheticWorld", "digits", "open_source", "patches"),
+    "fewfire.terms": (
+        "BCE",
+        "L1",
+        "MSE",
+        "AuxK",
+        "Contractive",
+        "GatedAux",
+        "GaussianKL",
+        "KLSparsity",
+        "L0Penalty",
+        "MatryoshkaMSE",
+        "Term",
+        "WeightDecay",
+    ),
     "fewfire.trainer": ("Interrupted", "SparsityWarning", "TrainConfig", "Trainer", "TrainingError"),
 }
 _MODULES = ("metrics", "plot", "variational")
@@ -68,6 +120,7 @@ __all__ = [
     "Autoencoder",
     "AuxK",
     "Batch",
+    "BatchTopK",
     "Contractive",
     "ContractiveAutoencoder",
     "ConvolutionalAutoencoder",
@@ -75,14 +128,20 @@ __all__ = [
     "DenoisingAutoencoder",
     "FolderInUseError",
     "ForwardOutput",
+    "Gated",
+    "GatedAux",
     "Gaussian",
     "GaussianKL",
     "GaussianNoise",
     "Interrupted",
+    "JumpReLU",
     "KLSparsity",
+    "L0Penalty",
     "Layout",
     "Linear",
     "Masking",
+    "MatchingPursuit",
+    "MatryoshkaMSE",
     "Mlp",
     "ModelFileError",
     "Network",
@@ -95,6 +154,7 @@ __all__ = [
     "SparseAutoencoder",
     "SparseCodes",
     "SparsityWarning",
+    "SyntheticWorld",
     "Term",
     "TopK",
     "TrainConfig",

@@ -92,10 +92,11 @@ class Autoencoder(nn.Module):
         self.activation.build(self.n_latents)
         self.network = copy.deepcopy(Network.from_config(network))
         self.encoder, self.decoder, self.latent_shape = self.network.build(
-            Sizes(self.input_shape, self.target_shape, self.n_latents, self.activation.n_pre, self.layout),
+            self._sizes(),
             unit_norm=self.activation.unit_norm,
             generator=rng.generator(seed, "weights"),
         )
+        self._check_needs()
         self.preprocess: Preprocess | None = copy.deepcopy(make_preprocess(preprocess))
         self.preprocess_out: Preprocess | None = copy.deepcopy(make_preprocess(preprocess_out))
         self.to(dtype)  # a preprocess keeps its statistics in float64 all the same
@@ -108,8 +109,8 @@ class Autoencoder(nn.Module):
         ``x`` is the target when it is not the input itself; ``state`` is given during training only.
         """
         pre_acts, latents = self.codes(x_in, state)
-        logits = self.decoder(latents)
-        recon = self._output(logits)
+        logits = self.decoder(latents).to(self.dtype)
+        recon = self.output(logits)
         return ForwardOutput(x_in if x is None else x, x_in, pre_acts, latents, recon, logits)
 
     def codes(self, x_in: Tensor, state: TrainState | None = None) -> tuple[Tensor, Tensor]:
@@ -121,11 +122,17 @@ class Autoencoder(nn.Module):
         """What terms may ask of this model (the table in ``Term``)."""
         linear = self.network.output == "identity"
         network = self.network.gives if linear else self.network.gives - {"linear_decoder"}
-        return self.activation.gives | network | (frozenset() if linear else {"output_logits"})
+        own = {"residual"} if self.input_shape == self.target_shape and linear else set()
+        return self.activation.gives | network | own | (frozenset() if linear else {"output_logits"})
 
     def to_model_space(self, x: Tensor) -> Tensor:
         """Preprocess inputs."""
         return x if self.preprocess is None else self.preprocess(x)
+
+    @property
+    def output(self) -> Callable[[Tensor], Tensor]:
+        """What comes after the decoder: identity, or the logistic function."""
+        return OUTPUTS[self.network.output]
 
     def target_to_model_space(self, x: Tensor) -> Tensor:
         """Preprocess targets."""
@@ -251,9 +258,18 @@ class Autoencoder(nn.Module):
         same = self.input_shape == self.target_shape
         return self.preprocess_out or (self.preprocess if same else None)
 
-    @property
-    def _output(self) -> Callable[[Tensor], Tensor]:
-        return OUTPUTS[self.network.output]
+    def _sizes(self) -> Sizes:
+        activation = self.activation
+        shapes = (self.input_shape, self.target_shape)
+        return Sizes(*shapes, self.n_latents, activation.n_pre, self.layout, activation.tied)
+
+    def _check_needs(self) -> None:
+        """Refuse an activation that asks for what network and shapes do not give."""
+        if missing := sorted(self.activation.needs - self.gives):
+            raise ValueError(
+                f"activation {self.activation.name!r} needs {', '.join(missing)}: targets of the input's shape "
+                f"{self.input_shape}, got {self.target_shape}, and output identity, got {self.network.output}"
+            )
 
     def _ready(self, x: Any, shape: tuple[int, ...], what: str = "x") -> tuple[Tensor, Autoencoder]:
         """Checked rows on the model's device in the computing dtype, and the model in that dtype."""
@@ -265,7 +281,7 @@ class Autoencoder(nn.Module):
         return rows, self._in_dtype(rows.dtype)
 
     def _decode_dense(self, latents: Tensor) -> Tensor:
-        return _in_chunks(lambda z: self._output(self.decoder(z)), latents)
+        return _in_chunks(lambda z: self.output(self.decoder(z)), latents)
 
     def _decode_sparse(self, indices: Tensor, values: Tensor) -> Tensor:
         """A few rows at a time become dense, so that (B, L) never has to fit in memory."""

@@ -395,6 +395,8 @@ class Job:
     model: Any  # an Autoencoder; Any because that class lives three floors up
     terms: tuple[Any, ...]
     optimizer: Optimizer = field(default_factory=Optimizer)
+    dtype: str = "float32"
+    """"bfloat16": products are computed in it, everything else in the parameters' own"""
 
 
 @runtime_checkable

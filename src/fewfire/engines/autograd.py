@@ -41,6 +41,7 @@ class AutogradEngine:
         self.parameters = {n: p for n, p in job.model.named_parameters() if p.requires_grad}
         self.clip_norm = job.optimizer.clip_norm
         self.optimizer = make_optimizer(job.optimizer, self.parameters)
+        self.bfloat16 = job.dtype == "bfloat16"
 
     @classmethod
     def refuses(cls, job: Job) -> str | None:
@@ -59,7 +60,8 @@ class AutogradEngine:
             nonlocal out, scalars
             for p in self.parameters.values():
                 p.grad = None
-            out = forward(self.model, batch, state)
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
+                out = forward(self.model, batch, state)
             loss, values = objective(self.model, self.terms, out, state)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -88,6 +90,8 @@ class AutogradEngine:
         active = self.model.activation.active(out.latents)
         rows = len(active)
         scalars["l0"] = active.sum() / rows
+        if self.model.activation.counts == "sum":
+            scalars["sum"] = out.latents.sum() / rows
         return StepReport(scalars, metrics.by_latent(active).any(0))
 
     def _uncommitted(self, batch: Batch, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:

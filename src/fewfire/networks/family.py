@@ -25,6 +25,8 @@ class Sizes(NamedTuple):
     """pre-activations per latent"""
     layout: Layout = Layout()
     """how a person sees a row, and a convolution"""
+    tied: bool = False
+    """whether one set of weights shall serve both ways where the network's own setting leaves it open"""
 
 
 class Pair(NamedTuple):

@@ -21,32 +21,32 @@ class Linear(Network):
     Parameters
     ----------
     tied
-        The decoder uses the encoder's weights.
+        The decoder uses the encoder's weights. None: as the activation prefers.
     output
         "identity" or "sigmoid".
     unit_norm
         Keep every decoder row at norm 1: the part of its gradient along the row is removed, and the row rescaled
-        after each step. None: as the activation prefers.
+        after each step. None: as the activation prefers, but for weights that were tied by hand: no.
     """
 
     gives = frozenset({"linear_encoder", "linear_decoder"})
 
-    def __init__(self, tied: bool = False, output: str = "identity", unit_norm: bool | None = None) -> None:
+    def __init__(self, tied: bool | None = None, output: str = "identity", unit_norm: bool | None = None) -> None:
         check_output(output)
-        if tied and unit_norm:
-            raise ValueError("expected untied weights with unit_norm; tied weights cannot be rescaled alone")
         self.tied = tied
         self.output = output
         self.unit_norm = unit_norm
 
     def build(self, sizes: Sizes, *, unit_norm: bool, generator: torch.Generator) -> Pair:
-        if self.unit_norm is None:
+        if self.unit_norm is None:  # tied by hand they are the textbook's, which may grow
             self.unit_norm = unit_norm and not self.tied and self.output == "identity"
+        if self.tied is None:
+            self.tied = sizes.tied
         if self.tied:
             check_tied(sizes)
         encoder = LinearEncoder(sizes.input_shape, sizes.n_pre * sizes.n_latents)
         decoder = (
-            TiedDecoder(encoder, sizes.target_shape)
+            TiedDecoder(encoder, sizes.target_shape, unit_norm=self.unit_norm)
             if self.tied
             else LinearDecoder(sizes.n_latents, sizes.target_shape, unit_norm=self.unit_norm)
         )
@@ -167,10 +167,10 @@ class LinearDecoder(Decoder):
 class TiedDecoder(LinearDecoder):
     """A linear decoder that reads with the encoder's weights."""
 
-    def __init__(self, encoder: LinearEncoder, target_shape: tuple[int, ...]) -> None:
+    def __init__(self, encoder: LinearEncoder, target_shape: tuple[int, ...], *, unit_norm: bool = False) -> None:
         # A tuple hides the encoder from Module's bookkeeping: the shared weight is saved, and updated, once.
         self.__dict__["_tied_to"] = (encoder,)
-        super().__init__(len(encoder.W_enc), target_shape)
+        super().__init__(len(encoder.W_enc), target_shape, unit_norm=unit_norm)
 
     def _make_weight(self, n_latents: int, width: int) -> None:
         pass

@@ -19,7 +19,7 @@ __all__ = ["Groups", "check_room", "latest", "load", "save", "tidy"]
 KEEP = 2
 
 FORMAT = "fewfire-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when what a checkpoint holds changes; another version's run is finished by that version."""
 _FIELDS = {
     "format": str,
@@ -32,6 +32,7 @@ _FIELDS = {
     "misses": int,
     "validation_due": bool,
     "threads": int | None,
+    "steering": dict | None,
     "run": dict,
 }
 _GROUPS = {"model", "engine", "state", "best"}

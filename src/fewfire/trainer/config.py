@@ -63,7 +63,16 @@ class TrainConfig(BaseModel, metaclass=InOneLine):
     threads: int | None = Field(
         None, ge=1, description="None: one for small steps, else as many as torch has; resumed: as before"
     )
-    dtype: Literal["float32", "float64"] = Field("float32", description="of the parameters while training")
+    dtype: Literal["float32", "float64", "bfloat16"] = Field(
+        "float32",
+        description="of the parameters while training; bfloat16: of products alone, parameters and sums are float32",
+    )
+    target_l0: float | None = Field(
+        None,
+        gt=0,
+        description="latents that shall fire per row: thresholds and the penalty are steered there; of logistic "
+        "units, the sum of their mean activations",
+    )
     engine: str = Field("auto", description="auto: the fastest that takes the job; autograd: the plain one")
     schedules: dict[str, list[tuple[float, float]]] = Field(
         default_factory=dict,
@@ -153,6 +162,10 @@ class TrainConfig(BaseModel, metaclass=InOneLine):
         if self.lr_schedule == "linear" and done > 1 - self.lr_decay:
             return self.learning_rate * (1 - done) / self.lr_decay
         return self.learning_rate
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == "float64" else torch.float32
 
     def resolved_device(self) -> torch.device:
         if self.device == "auto":

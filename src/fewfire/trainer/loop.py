@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewfire import metrics, rng
+from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
@@ -33,12 +34,15 @@ from fewfire.trainer.refusals import OR_SKIP, check_emphasis, check_needs, check
 from fewfire.trainer.resuming import check_same, growth, identity, restore, snapshot
 from fewfire.trainer.schedules import Schedules
 from fewfire.trainer.signals import Interrupted, StopSignals, interruptible
+from fewfire.trainer.starting import start_activation
+from fewfire.trainer.steering import Steering
 from fewfire.trainer.threads import threads, worthwhile_threads
 from fewfire.trainer.validation import Best, measure
 
 __all__ = ["SparsityWarning", "Trainer", "TrainingError"]
 
 SUMMARY_ROWS = 50_000
+START_ROWS = 1024
 NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
 
@@ -111,7 +115,7 @@ class Trainer:
                 raise ValueError("validation would never end: expected a source with a last row, got an endless one")
         if model.layout == Layout():
             model.layout = source.layout
-        self.model = model.to(self.config.resolved_device(), getattr(torch, self.config.dtype))
+        self.model = model.to(self.config.resolved_device(), self.config.parameter_dtype)
         self.source = source
         self.validation = validation
         self.terms = labelled(tuple(terms if terms is not None else _default_terms(model)))
@@ -130,9 +134,14 @@ class Trainer:
 
         self.steps_per_epoch = math.ceil(source.n_rows / self.batch_size) if source.n_rows else None
         self.full_batch = self.steps_per_epoch == 1
-        job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings())
+        job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
         self.engine, self.engine_reason = choose(job, self.config.engine)
         self.schedules = Schedules(self.config.schedules, self.terms, model)
+        self.steering = (
+            None
+            if config.target_l0 is None
+            else Steering(config.target_l0, self.terms, model, self.total_steps, self.config.schedules)
+        )
         self.state = TrainState(
             step=0,
             samples=0,
@@ -218,6 +227,7 @@ class Trainer:
                 )
             self._fit_preprocess()
             self._check_held_out()
+            self._start_activation()
             if self.config.pretrain_steps:
                 pretrain(self)
         self._open_log(resumed)
@@ -298,6 +308,8 @@ class Trainer:
             state.since_fired += len(batch.rows)
             state.since_fired[report.fired] = 0
             state.samples += len(batch.rows)
+            if self.steering is not None:
+                self.steering.after(report, batch, state)
         elif self.config.on_nonfinite == "stop":
             columns = self.source.layout.columns
             raise TrainingError(nonfinite_message(self._given, batch, report.bad_rows, state.step, columns))
@@ -346,6 +358,15 @@ class Trainer:
             if preprocess is not None and not preprocess.fitted:
                 preprocess.fit(stream)
         self.model.to(self.model.device)
+
+    def _start_activation(self) -> None:
+        """Thresholds from some rows, where there are any to set."""
+        if self.config.target_l0 is None and type(self.model.activation).start is Activation.start:
+            return
+        source = self.source.batches(min(START_ROWS, self.source.n_rows or START_ROWS), seed=self.config.seed)
+        rows = self._prepare(finite_rows(next(iter(source)))).x_in
+        if len(rows):
+            start_activation(self.model, self.terms.values(), rows, self.config.target_l0)
 
     def _check_held_out(self) -> None:
         """Read the held-out rows once: a bad one would be found at the end of a long epoch, or of training."""

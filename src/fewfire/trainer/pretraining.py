@@ -116,8 +116,6 @@ class _Stage(Autoencoder):
         """Rows as the whole rebuilds them; within, what the next layer of its decoder is given."""
         return OUTPUTS[self.network.output] if self.outermost else self.between
 
-    _output = output
-
 
 def _shape_below(model: Autoencoder, depth: int) -> tuple[int, ...]:
     with torch.no_grad():

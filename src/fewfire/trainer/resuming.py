@@ -41,6 +41,7 @@ def snapshot(trainer: Trainer) -> tuple[Groups, dict[str, Any]]:
         "misses": trainer.best.misses,
         "validation_due": trainer.validation_due,
         "threads": trainer.config.threads,
+        "steering": None if trainer.steering is None else trainer.steering.state(),
         "run": identity(trainer),
     }
 
@@ -55,6 +56,8 @@ def restore(trainer: Trainer, groups: Groups, metadata: Mapping[str, Any]) -> No
     trainer.best = Best(math.inf if loss is None else loss, metadata["misses"], dict(groups.get("best", {})))
     trainer.seconds, trainer.skipped = metadata["seconds"], metadata["skipped"]
     trainer.validation_due = metadata["validation_due"]
+    if trainer.steering is not None:
+        trainer.steering.restore(metadata["steering"])
 
 
 def growth(trainer: Trainer) -> int:
@@ -71,10 +74,12 @@ def growth(trainer: Trainer) -> int:
 
 def identity(trainer: Trainer) -> dict[str, Any]:
     """Settings and data of a run, without what may change between its parts."""
-    scheduled = trainer.config.schedules
+    moving = set(trainer.config.schedules)
+    if trainer.steering is not None:
+        moving.add(f"{trainer.steering.label}.{trainer.steering.setting}")
 
     def steady(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in config.items() if f"{label}.{k}" not in scheduled}
+        return {k: v for k, v in config.items() if f"{label}.{k}" not in moving}
 
     model = trainer.model.config()
     return {

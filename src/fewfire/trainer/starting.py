@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
+from fewfire.activations import threshold_for
 from fewfire.autoencoder import Autoencoder
 from fewfire.terms import KLSparsity, Term
 
-__all__ = ["start_sparse"]
+__all__ = ["raise_threshold", "start_activation", "start_sparse"]
 
 
 @torch.no_grad()
@@ -22,5 +24,27 @@ def start_sparse(model: Autoencoder, terms: Iterable[Term]) -> None:
     """
     for term in terms:
         if isinstance(term, KLSparsity):
-            biases = [p for name, p in model.encoder.named_parameters() if name.endswith("b_enc")]
-            biases[-1][: model.n_latents].fill_(math.log(term.rho / (1 - term.rho)))
+            _bias(model)[: model.n_latents].fill_(math.log(term.rho / (1 - term.rho)))
+
+
+@torch.no_grad()
+def start_activation(model: Autoencoder, terms: Iterable[Term], rows: Tensor, target_l0: float | None) -> None:
+    """Thresholds from rows (B, *input shape) in model space; with a target, so that as many latents fire as shall."""
+    if target_l0 is not None:
+        start_sparse(model, terms)
+    pre_acts = model.encoder(rows).to(model.dtype)
+    model.activation.start(pre_acts)
+    margins = model.activation.margins(pre_acts)
+    if target_l0 is not None and margins is not None:
+        raise_threshold(model, threshold_for(margins, target_l0))
+
+
+def raise_threshold(model: Autoencoder, amount: Tensor) -> None:
+    """Make it harder for every latent to fire: by its threshold, or by its bias where 0 is the threshold."""
+    if not model.activation.raise_threshold(amount):
+        _bias(model).sub_(amount.to(model.dtype))
+
+
+def _bias(model: Autoencoder) -> Tensor:
+    """Of the encoder's last layer."""
+    return [p.data for name, p in model.encoder.named_parameters() if name.endswith("b_enc")][-1]

@@ -1,84 +1,24 @@
-"""From pre-activations to sparse latents. One class a mechanism.
-
-To add one, write one class here; it owns whatever thresholds or magnitudes it needs beyond the encoder's bias::
-
-    class AbsTopK(Activation):
-        def __init__(self, k=8):
-            super().__init__()
-            self.k = k
-
-        def forward(self, pre_acts, state=None):
-            i = pre_acts.abs().topk(self.k, dim=1).indices
-            return torch.zeros_like(pre_acts).scatter(1, i, pre_acts.gather(1, i))
-
-Then ``activation={"name": "abstopk", "k": 4}``, the command line, the model folder, checkpoints and the parametrised
-tests know it. What is learned is a Parameter; what is measured (a running threshold) is a buffer, so that saving
-the model saves it.
-"""
+"""Units of the textbook: logistic, rectified, plain, Gaussian, and winners over the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewfire import rng
-from fewfire.contracts import ForwardOutput, Named, TrainState
+from fewfire.activations.family import Activation
+from fewfire.contracts import ForwardOutput, TrainState
 from fewfire.networks import HIDDEN_ACTIVATIONS
-from fewfire.terms import L1, AuxK, GaussianKL, KLSparsity, Term, WeightDecay
+from fewfire.terms import L1, GaussianKL, KLSparsity, Term, WeightDecay
 
-__all__ = ["KL_WEIGHT_DECAY", "Activation", "Gaussian", "ReLU", "Sigmoid", "TopK", "WinnerTakeAll"]
+__all__ = ["KL_WEIGHT_DECAY", "Gaussian", "Plain", "ReLU", "Sigmoid", "WinnerTakeAll"]
 
 KL_WEIGHT_DECAY = 3e-3
 """KL bounds how active units are on average, not how large the decoder's weights are. Without weight decay the units
 shrink to a faint linear code in the foot of the logistic; the textbook has both, too (Ng 2011, CS294A)."""
-
-
-class Activation(Named, nn.Module):
-    """``latents = activation(pre_acts)``: (B, P) -> (B, L), with P = n_pre * L."""
-
-    gives: ClassVar[frozenset[str]] = frozenset()
-    """what terms may ask of it (the table in ``Term``)"""
-    n_pre: ClassVar[int] = 1
-    """pre-activations per latent"""
-    smooth: ClassVar[bool] = True
-    """False for a straight-through gradient: tests then compare with a formula, not with finite differences"""
-    exact_zeros: ClassVar[bool] = True
-    """False where no latent is ever 0, so that to count those that fire, or never do, says little"""
-    unit_norm: ClassVar[bool] = False
-    """whether decoder rows are kept at unit norm unless the user says otherwise"""
-
-    def build(self, n_latents: int) -> None:
-        """Make parameters and buffers, fill in defaults that depend on the width. Autoencoder calls it once."""
-
-    def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
-        """``state`` is None outside training: a row's latents then depend on that row alone."""
-        raise NotImplementedError
-
-    def encode(self, x_in: Tensor, model: Any, state: TrainState | None = None) -> tuple[Tensor, Tensor]:
-        """(B, *input shape) -> (pre_acts, latents). A mechanism of several passes (matching pursuit) overrides it."""
-        pre_acts = model.encoder(x_in)
-        return pre_acts, self(pre_acts, state)
-
-    def active(self, latents: Tensor) -> Tensor:
-        """Which latents fire: (B, L) -> (B, L) bool."""
-        return latents != 0
-
-    def commit(self, out: ForwardOutput, state: TrainState) -> None:
-        """Update buffers, once the step that produced ``out`` is known to be sound."""
-
-    def derivative(self, pre_acts: Tensor) -> Tensor | None:
-        """d latents / d pre_acts where each latent depends on its own pre-activation alone: (B, L) -> (B, L).
-
-        None: it does not, or nobody wrote it down; ``Contractive`` then differentiates.
-        """
-        return None
-
-    def default_terms(self) -> list[Term]:
-        """The terms that usually go with this mechanism: what makes it sparse, and what that needs."""
-        return []
 
 
 class Sigmoid(Activation):
@@ -86,6 +26,7 @@ class Sigmoid(Activation):
 
     gives = frozenset({"logits"})
     exact_zeros = False
+    counts = "sum"
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         return torch.sigmoid(pre_acts)
@@ -96,6 +37,10 @@ class Sigmoid(Activation):
 
     def logits(self, pre_acts: Tensor) -> Tensor:
         return pre_acts
+
+    def reach(self, pre_acts: Tensor) -> float:
+        """Where it is small, a logistic function grows like exp."""
+        return 1.0
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
         a = torch.sigmoid(pre_acts)
@@ -113,6 +58,9 @@ class ReLU(Activation):
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         return pre_acts.relu()
+
+    def margins(self, pre_acts: Tensor) -> Tensor:
+        return pre_acts
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
         return (pre_acts > 0).to(pre_acts.dtype)
@@ -148,53 +96,6 @@ class Plain(Activation):
 
     def derivative(self, pre_acts: Tensor) -> Tensor | None:
         return torch.ones_like(pre_acts) if self.function == "identity" else None
-
-
-class TopK(Activation):
-    """The k largest positive pre-activations of each row, the others 0.
-
-    Makhzani & Frey 2013; Gao et al. 2024. Makhzani & Frey anneal k, from many to few over the first half of training,
-    to keep latents alive: ``TrainConfig(schedules={"activation.k": [[0, 100], [0.5, 25]]})``.
-
-    Parameters
-    ----------
-    k
-        None for a sixteenth of the latents, at least 1.
-    alpha
-        At inference ``alpha * k`` are kept; somewhat more than 1 makes better features (Makhzani & Frey 2013, 2.3).
-    """
-
-    gives = frozenset({"scores"})
-    unit_norm = True
-
-    def __init__(self, k: int | None = None, alpha: float = 1.0) -> None:
-        super().__init__()
-        if k is not None and (k < 1 or k != int(k)):
-            raise ValueError(f"k is the number of latents that fire per row: expected a whole number from 1, got {k}")
-        if not alpha > 0:
-            raise ValueError(f"alpha multiplies k at inference: expected a number above 0, got {alpha}")
-        self.k = k
-        self.alpha = alpha
-
-    def build(self, n_latents: int) -> None:
-        if self.k is None:
-            self.k = max(1, n_latents // 16)
-        if self.k > n_latents:
-            raise ValueError(f"k is at most the number of latents: expected at most {n_latents}, got {self.k}")
-
-    def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
-        flat = pre_acts.flatten(1)
-        top = flat.topk(self._k(flat.shape[1], state is None), dim=1, sorted=False)
-        return torch.zeros_like(flat).scatter(1, top.indices, top.values.relu()).view_as(pre_acts)
-
-    def _k(self, n_latents: int, inference: bool) -> int:
-        if self.k is None:
-            raise ValueError("TopK(k=None) learns its k from an Autoencoder; give k to use it alone")
-        k = round(self.k * self.alpha) if inference else round(self.k)
-        return min(max(k, 1), n_latents)
-
-    def default_terms(self) -> list[Term]:
-        return [AuxK()]
 
 
 class WinnerTakeAll(Activation, name="wta"):

@@ -1,0 +1,128 @@
+"""The k largest, of each row or of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewfire.activations.family import Activation
+from fewfire.contracts import ForwardOutput, TrainState
+from fewfire.terms import AuxK, Term
+
+__all__ = ["BatchTopK", "TopK"]
+
+
+class TopK(Activation):
+    """The k largest positive pre-activations of each row, the others 0.
+
+    Makhzani & Frey 2013; Gao et al. 2024. Makhzani & Frey anneal k, from many to few over the first half of training,
+    to keep latents alive: ``TrainConfig(schedules={"activation.k": [[0, 100], [0.5, 25]]})``.
+
+    Parameters
+    ----------
+    k
+        None for a sixteenth of the latents, at least 1.
+    alpha
+        At inference ``alpha * k`` are kept; somewhat more than 1 makes better features (Makhzani & Frey 2013, 2.3).
+    """
+
+    gives = frozenset({"scores"})
+    unit_norm = True
+
+    def __init__(self, k: int | None = None, alpha: float = 1.0) -> None:
+        super().__init__()
+        if k is not None and (k < 1 or k != int(k)):
+            raise ValueError(f"k is the number of latents that fire per row: expected a whole number from 1, got {k}")
+        if not alpha > 0:
+            raise ValueError(f"alpha multiplies k at inference: expected a number above 0, got {alpha}")
+        self.k = k
+        self.alpha = alpha
+
+    def build(self, n_latents: int) -> None:
+        if self.k is None:
+            self.k = max(1, n_latents // 16)
+        if self.k > n_latents:
+            raise ValueError(f"k is at most the number of latents: expected at most {n_latents}, got {self.k}")
+
+    def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
+        flat = pre_acts.flatten(1)
+        top = flat.topk(self._k(flat.shape[1], state is None), dim=1, sorted=False)
+        return torch.zeros_like(flat).scatter(1, top.indices, top.values.relu()).view_as(pre_acts)
+
+    def _k(self, n_latents: int, inference: bool) -> int:
+        if self.k is None:
+            raise ValueError("TopK(k=None) learns its k from an Autoencoder; give k to use it alone")
+        k = round(self.k * self.alpha) if inference else round(self.k)
+        return min(max(k, 1), n_latents)
+
+    def set_k(self, n_active: float) -> bool:
+        self.k = max(1, round(n_active / self.alpha))
+        return True
+
+    def default_terms(self) -> list[Term]:
+        return [AuxK()]
+
+
+class BatchTopK(Activation):
+    """The ``k * B`` largest positive pre-activations of a batch of B rows: k per row on average, more where needed.
+
+    Bussmann, Leask & Nanda 2024, "BatchTopK sparse autoencoders". At inference a latent fires above the threshold
+    that the batches had on average in training: a row's codes never depend on its neighbours.
+
+    Parameters
+    ----------
+    k
+        Mean number per row; it need not be whole. None: a sixteenth of the latents, at least 1.
+    """
+
+    gives = frozenset({"scores"})
+    unit_norm = True
+
+    def __init__(self, k: float | None = None) -> None:
+        super().__init__()
+        if k is not None and not k > 0:
+            raise ValueError(f"k is the mean number of latents that fire per row: expected above 0, got {k}")
+        self.k = k
+
+    def build(self, n_latents: int) -> None:
+        if self.k is None:
+            self.k = float(max(1, n_latents // 16))
+        if self.k > n_latents:
+            raise ValueError(f"k is at most the number of latents: expected at most {n_latents}, got {self.k:g}")
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.threshold: Tensor
+        self.seen: Tensor
+
+    def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
+        z = pre_acts.relu()
+        return z * (z > (self.threshold if state is None else self._lowest(z)))
+
+    def _lowest(self, z: Tensor) -> Tensor:
+        """What latents of this batch must exceed for ``k`` of them to fire per row. z: (B, ...) rectified."""
+        if self.k is None:
+            raise ValueError("BatchTopK(k=None) learns its k from an Autoencoder; give k to use it alone")
+        flat = z.detach().flatten()
+        n_kept = min(max(round(self.k * len(z)), 1), len(flat))
+        if n_kept == len(flat):
+            return flat.new_zeros(())
+        return torch.kthvalue(flat, len(flat) - n_kept).values
+
+    def commit(self, out: ForwardOutput, state: TrainState) -> None:
+        """The threshold of the batches, averaged: over all steps at first, over about a hundred later."""
+        self.seen += 1
+        lowest = self._lowest(out.pre_acts.relu()).to(self.threshold)
+        self.threshold.lerp_(lowest, max(1 / int(self.seen), 0.01))
+
+    def derivative(self, pre_acts: Tensor) -> Tensor:
+        return (pre_acts.relu() > self.threshold).to(pre_acts.dtype)
+
+    def margins(self, pre_acts: Tensor) -> Tensor:
+        return pre_acts.relu() - self.threshold.to(pre_acts.dtype)
+
+    def raise_threshold(self, amount: Tensor) -> bool:
+        self.threshold.add_(amount.to(self.threshold)).clamp_(min=0)
+        return True
+
+    def default_terms(self) -> list[Term]:
+        return [AuxK()]
