@@ -189,13 +189,33 @@ def score(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="FROM", help="A model, or a folder of SAELens, dictionary_learning or sparsify.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TO", help="A new folder.")],
+    to: Annotated[str, typer.Option("--to", help="fewfire, saelens, dictionary_learning or sparsify.")],
+) -> None:
+    """Write a model as another library's, or theirs as ours: the same latents and reconstructions.
+
+    Whose FROM is, its files tell. For others the preprocess is folded into the weights, so that their model takes rows
+    of data; the latents stay as they are. What was written is read back and compared before TO appears.
+    """
+    from fewfire.conversion import convert as write
+
+    model = write(source, target, to)
+    _say(f"{target}: {model.n_latents:,} latents, {model.activation.name}, for {to}")
+
+
+@app.command()
 def info(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run folder, a model folder or file.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run folder, a model folder or file; or a peer's.")],
 ) -> None:
     """What a model is and where it comes from, read from its header alone."""
-    from fewfire import files
+    from fewfire import conversion, files
 
-    typer.echo(json.dumps(files.read_config(path), indent=2))
+    foreign = conversion.is_foreign(path)
+    typer.echo(json.dumps(conversion.open_foreign(path).origin if foreign else files.read_config(path), indent=2))
 
 
 @app.command()

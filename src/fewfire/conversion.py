@@ -112,7 +112,9 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], to: 
 
 
 def _peer(path: Path) -> ModuleType | None:
-    """Whose model is at this place: told by a pair of names, or by the name of the weights."""
+    """Whose model is at this place: told by a pair of names, or by the name of the weights. None: ours, or nobody's."""
+    if (path / files.MODEL).is_file():
+        return None
     for peer in PEERS.values():
         if path.is_dir() and (path / peer.CONFIG).is_file() and (path / peer.WEIGHTS).is_file():
             return peer

@@ -38,13 +38,13 @@ from fewfire.disk import (
     short,
 )
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "ModelFileError", "find_model", "load", "read_config", "save"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "MODEL", "ModelFileError", "find_model", "load", "read_config", "save"]
 
 FORMAT = "fewfire-model"
 FORMAT_VERSION = 1
 """Raised when an older fewfire could misread a newer file; older files stay readable for ever."""
 
-_MODEL = "model.safetensors"
+MODEL = "model.safetensors"
 _COPY = "config.json"
 MAX_SETTINGS = 1000
 """values in an architecture, the names of columns not counted: a model file must not ask for a million layers"""
@@ -108,7 +108,7 @@ def save(
         "estimator": estimator,
         "provenance": provenance or {},
     }
-    save_tensors(folder / _MODEL, model.state_dict(), metadata)
+    save_tensors(folder / MODEL, model.state_dict(), metadata)
     atomic_write(folder / _COPY, _readable(metadata))
 
 
@@ -186,7 +186,7 @@ def find_model(path: str | os.PathLike[str]) -> Path:
                 "Pickles, which can run code, are never opened"
             )
         return path
-    for file in (path / _MODEL, path / "model" / _MODEL):
+    for file in (path / MODEL, path / "model" / MODEL):
         if file.is_file():
             return file
     if not path.is_dir():
@@ -195,7 +195,7 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     unfinished = "; finish the run first: fewfire train DATA --out RUN --resume" if "checkpoints" in names else ""
     found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     raise FileNotFoundError(
-        f"there is no model in {path}: expected {_MODEL} or model/{_MODEL}, found {found or 'nothing'}{unfinished}"
+        f"there is no model in {path}: expected {MODEL} or model/{MODEL}, found {found or 'nothing'}{unfinished}"
     )
 
 
@@ -363,7 +363,7 @@ def _renew_copy(file: Path, metadata: Mapping[str, Any]) -> None:
     """Rewrite the config.json beside ``file`` from the truth, where it says something else."""
     copy = file.with_name(_COPY)
     # Beside a file of another name, a config.json is somebody else's.
-    if file.name != _MODEL or not copy.is_file() or _agrees(copy, metadata):  # a pipe would block for ever
+    if file.name != MODEL or not copy.is_file() or _agrees(copy, metadata):  # a pipe would block for ever
         return
     try:
         atomic_write(copy, _readable(metadata))
@@ -371,7 +371,7 @@ def _renew_copy(file: Path, metadata: Mapping[str, Any]) -> None:
         outcome = f"could not be rewritten ({error.strerror})"
     else:
         outcome = "was rewritten"
-    warnings.warn(f"{copy} did not agree with {_MODEL}, which is the truth, and {outcome}", stacklevel=3)
+    warnings.warn(f"{copy} did not agree with {MODEL}, which is the truth, and {outcome}", stacklevel=3)
 
 
 def _agrees(copy: Path, metadata: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewfire.activations import BatchTopK, Gated, ReLU, TopK
 from fewfire.autoencoder import Autoencoder
 from fewfire.disk import ModelFileError
-from fewfire.formats import rules, selftest
+from fewfire.formats import rules
 from fewfire.formats.exporting import about, export, write_json, write_pt
 from fewfire.formats.folding import Dictionary, fold
 from fewfire.formats.foreign import Foreign
@@ -65,7 +65,7 @@ def open_folder(path: str | os.PathLike[str]) -> Foreign:
     settings = Settings.read(folder / CONFIG)
     trainer = settings.table("trainer")
     settings.take("buffer", dict, default={})
-    stated = settings.table("fewfire").whole if "fewfire" in settings else {}
+    settings.take("fewfire", dict, default={})
     settings.finish()
     kind = trainer.take("dict_class", str)
     if kind not in _READERS:
@@ -83,15 +83,14 @@ def open_folder(path: str | os.PathLike[str]) -> Foreign:
     trainer.pass_over(*TRAINING.split())
     trainer.finish()
     weights.finish()
-    model = dictionary.to_model()
-    selftest.check(folder, model)
-    origin = {
-        "format": "dictionary_learning",
-        "architecture": kind,
-        "latent_units": stated.get("latent_units", f"those of {kind}.encode, of rows as they are"),
-        "config": settings.whole,
-    }
-    return Foreign(model, origin)
+    return Foreign.finish(
+        folder,
+        dictionary,
+        peer="dictionary_learning",
+        architecture=kind,
+        config=settings.whole,
+        units=f"those of {kind}.encode, of rows as they are",
+    )
 
 
 def _centred(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, bias: Tensor, rule: Any) -> Dictionary:

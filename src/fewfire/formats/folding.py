@@ -70,7 +70,7 @@ class Dictionary:
         tied = type(self.activation) is MatchingPursuit
         if tied:
             del tensors["decoder.W_dec"]
-        norms = self.W_dec.double().norm(dim=1)
+        norms = torch.linalg.vector_norm(self.W_dec, dim=1, dtype=torch.float64)
         model = Autoencoder(
             d_in,
             n_latents,

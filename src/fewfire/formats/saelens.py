@@ -21,7 +21,7 @@ from torch import Tensor
 from fewfire.activations import Activation, Gated, MatchingPursuit, ReLU, TopK
 from fewfire.autoencoder import Autoencoder
 from fewfire.disk import ModelFileError
-from fewfire.formats import rules, selftest
+from fewfire.formats import rules
 from fewfire.formats.exporting import about, export, precision, write_json, write_safetensors
 from fewfire.formats.folding import Dictionary, fold
 from fewfire.formats.foreign import Foreign
@@ -96,28 +96,15 @@ def open_folder(path: str | os.PathLike[str]) -> Foreign:
     except ValueError as error:  # a k beyond the width
         raise settings.refuse(str(error)) from error
     settings.pass_over("dtype", "device", "reshape_activations", *TRAINING.split())
-    metadata = settings.take("metadata", dict, default={})
+    settings.take("metadata", dict, default={})
     settings.finish()
     weights.finish()
-    model = dictionary.to_model()
-    selftest.check(folder, model)
     units = "those of SAELens' encode"
     if dictionary.scale != 1.0:
         units += f", of rows times {dictionary.scale:g}"
-    stated = metadata.get("fewfire")
-    return Foreign(
-        model,
-        {
-            "format": "saelens",
-            "architecture": architecture,
-            "latent_units": stated["latent_units"] if _states_units(stated) else units,
-            "config": settings.whole,
-        },
+    return Foreign.finish(
+        folder, dictionary, peer="saelens", architecture=architecture, config=settings.whole, units=units
     )
-
-
-def _states_units(stated: Any) -> bool:
-    return isinstance(stated, dict) and isinstance(stated.get("latent_units"), str)
 
 
 def _modern(settings: Settings) -> Settings:
@@ -129,6 +116,8 @@ def _modern(settings: Settings) -> Settings:
     if number and len(number[0]) < 6 and int(number[0]) >= 6:
         return settings
     renamed = {"activation_fn_str": "activation_fn"}
+    if renamed.keys() | set(renamed.values()) <= whole.keys():
+        raise settings.refuse("it names its activation twice")
     flat = Settings(settings.file, {renamed.get(key, key): value for key, value in whole.items()})
     flat.pass_over(*FLAT.split())
     rectifier = flat.take("activation_fn", str, default="relu")
@@ -259,8 +248,8 @@ def _scale(settings: Settings) -> float:
     scaler.pass_over("has_whitening")
     scale = scaler.take("scaling_factor", float)
     scaler.finish()
-    if not scale > 0:
-        raise scaler.refuse(f"expected a scaling_factor above 0, got {scale}")
+    if not 1e-30 < scale < 1e30:
+        raise scaler.refuse(f"expected a scaling_factor above 0 that has an inverse, got {scale:g}")
     return float(scale)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fewfire.activations import TopK
 from fewfire.autoencoder import Autoencoder
-from fewfire.formats import rules, selftest
+from fewfire.formats import rules
 from fewfire.formats.exporting import about, export, write_json, write_safetensors
 from fewfire.formats.folding import Dictionary, fold
 from fewfire.formats.foreign import Foreign
@@ -54,7 +54,7 @@ def open_folder(path: str | os.PathLike[str]) -> Foreign:
     n_latents = settings.take("num_latents", int, default=0) or d_in * expansion
     transcodes = settings.take("transcode", bool, default=False)
     settings.pass_over("normalize_decoder", "multi_topk")
-    stated = settings.table("fewfire").whole if "fewfire" in settings else {}
+    settings.take("fewfire", dict, default={})
     settings.finish()
     try:
         rule = rules.topk(k, n_latents)
@@ -67,15 +67,14 @@ def open_folder(path: str | os.PathLike[str]) -> Foreign:
         dictionary = Dictionary(W_enc, b_enc, W_dec, b_dec, rule)
     else:
         dictionary = Dictionary(W_enc, b_enc, W_dec, torch.zeros_like(b_dec), rule, centre=b_dec)
-    model = dictionary.to_model()
-    selftest.check(folder, model)
-    origin = {
-        "format": "sparsify",
-        "architecture": "transcoder" if transcodes else "topk",
-        "latent_units": stated.get("latent_units", "those of sparsify's encode, of rows as they are"),
-        "config": settings.whole,
-    }
-    return Foreign(model, origin)
+    return Foreign.finish(
+        folder,
+        dictionary,
+        peer="sparsify",
+        architecture="transcoder" if transcodes else "topk",
+        config=settings.whole,
+        units="those of sparsify's encode, of rows as they are",
+    )
 
 
 def write(model: Autoencoder, path: str | os.PathLike[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from fewfire import files
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
+from fewfire.conversion import is_foreign, open_foreign
 from fewfire.disk import LOCK, atomic_write, is_temporary, locked, sweep
 from fewfire.runs.building import make_trainer, open_like, provenance, resolved
 from fewfire.runs.config import DataConfig, RunConfig, load_config
@@ -86,7 +87,7 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder or a bare model folder.
+    """Open a run folder or a bare model folder, also a peer's (docs/formats.md).
 
     Raises
     ------
@@ -96,6 +97,9 @@ def open_run(path: str | Path) -> Run:
         It is damaged.
     """
     path = Path(path)
+    if is_foreign(path):
+        opened = open_foreign(path)
+        return Run(path=path, model=opened.model, config=None, provenance={"converted_from": opened.origin})
     config_file = path / "config.yaml"
     model_path = files.find_model(path)
     return Run(
