@@ -105,7 +105,7 @@ def test_a_run_of_images(digits, monkeypatch):
     assert list(METRICS) == [name for name in result if name not in limits]
     assert all(f"<code>{metric}</code>" in page.text for metric in METRICS)
     reach = result["cosine"] - result["cosine_low"]
-    assert f"{charts.short(result['cosine'])} ± {charts.short(reach)}" in page.text
+    assert f"{charts.short(result['cosine'])} ± {reach:.2g}" in page.text
     assert '<td class="num">4</td>' in page.text, "k is k on any rows: l0 has no ±"
 
 

@@ -255,10 +255,10 @@ class Page:
         ]
 
     def _plus_minus(self, name: str) -> str:
-        """How far the 95 % confidence limits are: " ± 0.012"; nothing where there are none."""
+        """How far the 95 % confidence limits are, in two digits: " ± 0.012"; nothing where there are none."""
         low, high = (self.result.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
         reach = max(high - self.result[name], self.result[name] - low)
-        return f" ± {charts.short(reach)}" if math.isfinite(reach) and reach > 0 else ""
+        return f" ± {charts.short(float(f'{reach:.2g}'))}" if math.isfinite(reach) and reach > 0 else ""
 
     @property
     def config_text(self) -> str | None:
