@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import pickletools
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ MAX_JSON_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 1 << 20
 """of the description in a .pt file, the numbers not counted: a dictionary's takes a kilobyte"""
 MAX_RECORDS = 4096
+PICKLE = "data.pkl"
 
 _REQUIRED: Final = object()
 _NUMBERS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -142,7 +145,8 @@ class Tensors:
 
         ``torch.load(weights_only=True)`` runs no code, but a small file can make it fill the memory: with compressed
         records, with the many bytes of a ``bytearray``, with a tensor that repeats one number. So the archive and the
-        list of what it wants built are looked through first, and the tensors afterwards.
+        list of what it wants built are looked through first, and the tensors afterwards. torch is given a new archive
+        of the records that were looked at: it might find others in the file. Takes twice the file's size of memory.
 
         Raises
         ------
@@ -151,11 +155,9 @@ class Tensors:
         """
         if not file.is_file():
             raise FileNotFoundError(f"there is no {file}; expected it beside the configuration")
-        _check_archive(file)
+        archive = _checked_archive(file)
         try:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
+            found = torch.load(archive, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever torch runs into, the file is what is wrong
             reason = one_line(error) or type(error).__name__
             raise ModelFileError(f"{file} is damaged: {reason}; restore it from a copy") from error
@@ -225,24 +227,46 @@ _INDIRECT = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2
 """ways to name or fill an object that torch.save does not use for tensors"""
 
 
-def _check_archive(file: Path) -> None:
-    """Refuse an archive that is not one of plain records, or wants other things built than tensors."""
+def _checked_archive(file: Path) -> io.BytesIO:
+    """The records of an archive, after a look at what they are and what they want built.
+
+    Raises
+    ------
+    ModelFileError
+        They are not plain, or not those of tensors.
+    """
+    copy = io.BytesIO()
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
             records = archive.infolist()
-            if len(records) > MAX_RECORDS:
-                raise ValueError(f"it has {len(records)} records, at most {MAX_RECORDS} are allowed")
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise ValueError("it is compressed, which torch does not do")
-            if sum(record.file_size for record in records) > file.stat().st_size:
-                raise ValueError("its records claim more bytes than the file has")
-            pickles = [record for record in records if record.filename.endswith("data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise ValueError("it does not hold one list of tensors of a sensible length")
-            _check_pickle(archive.read(pickles[0]))
-    except (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, IndexError) as error:
+            _check_records(records, file.stat().st_size)
+            for record in records:
+                data = archive.read(record)
+                if record.filename.endswith(PICKLE):
+                    _check_pickle(data)
+                checked.writestr(record.filename, data)
+    except Exception as error:  # zipfile has many words for a damaged archive
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # but for a position that is none
+            raise
         reason = one_line(error) or type(error).__name__
-        raise ModelFileError(f"{file} is not a state dict that torch saved as an archive: {reason}") from None
+        raise ModelFileError(f"{file} is not a state dict that torch saved as an archive: {reason}") from error
+    copy.seek(0)
+    return copy
+
+
+def _check_records(records: list[zipfile.ZipInfo], n_bytes: int) -> None:
+    names = [record.filename for record in records]
+    if len(names) > MAX_RECORDS:
+        raise ValueError(f"it has {len(names)} records, at most {MAX_RECORDS} are allowed")
+    if len(set(names)) < len(names):
+        raise ValueError("it has two records of one name")
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise ValueError("it is compressed, which torch does not do")
+    if sum(record.file_size for record in records) > n_bytes:
+        raise ValueError("its records claim more bytes than the file has")
+    lists = [record for record in records if record.filename.endswith(PICKLE)]
+    if len(lists) != 1 or lists[0].file_size > MAX_PICKLE_BYTES:
+        raise ValueError("it does not hold one list of tensors of a sensible length")
 
 
 def _check_pickle(data: bytes) -> None:
