@@ -485,6 +485,14 @@ def test_what_we_cannot_compute_is_refused_with_the_reason(tmp_path, made, words
     assert words in refused(put(tmp_path / "m", *made))
 
 
+def test_a_tied_model_writes_b_dec_only_where_it_takes_it_off(tmp_path):
+    made = of_saelens("matching_pursuit", {"W_enc": None, "b_enc": None}, **ROUNDS, apply_b_dec_to_input=False)
+    model = ff.load(put(tmp_path / "m", *made))
+    latents, recon = map(torch.tensor, PURSUIT)
+    torch.testing.assert_close(model.encode(X - B_DEC), latents)
+    torch.testing.assert_close(model.reconstruct(X - B_DEC), recon - B_DEC)
+
+
 def test_rows_scaled_by_the_number_beside_the_checkpoint(tmp_path):
     """Latents in units of scaled rows, reconstructions of rows as they are."""
     made = of_saelens("standard", normalize_activations="expected_average_only_in")

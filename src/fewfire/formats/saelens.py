@@ -122,7 +122,7 @@ def _modern(settings: Settings) -> Settings:
     flat.pass_over(*FLAT.split())
     rectifier = flat.take("activation_fn", str, default="relu")
     arguments = flat.take("activation_fn_kwargs", dict, type(None), default=None) or {}
-    if rectifier not in ("relu", "topk") or arguments.keys() - {"k"}:
+    if rectifier not in ("relu", "topk") or arguments.keys() - {"k", "signed"} or arguments.get("signed"):
         raise flat.refuse(f"its activation is {rectifier!r:.60} with {sorted(arguments)!s:.60}; expected relu or topk")
     if flat.take("finetuning_scaling_factor", bool, type(None), default=None):
         raise flat.refuse("it scales each latent before decoding (finetuning_scaling_factor), which nothing here does")
