@@ -2,8 +2,8 @@
 
 Every number of ``evaluate`` with limits is a ratio of two sums over rows. Sums are kept for blocks of consecutive rows,
 and how much the blocks differ says how far the ratio would move on other rows (batch means; the ratio linearised as in
-Cochran 1977, chapter 6). Neighbouring rows that are alike, such as the tokens of one text, fall into one block, and so do not
-pass for independent ones.
+Cochran 1977, chapter 6). Neighbouring rows that are alike, such as the tokens of one text, fall into one
+block, and so do not pass for independent ones.
 """
 
 from __future__ import annotations
