@@ -493,6 +493,22 @@ def test_a_tied_model_writes_b_dec_only_where_it_takes_it_off(tmp_path):
     torch.testing.assert_close(model.reconstruct(X - B_DEC), recon - B_DEC)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        of_saelens("jumprelu", {"threshold": torch.tensor([-0.5, -1.0, 0.0, -9.0])}),
+        of_dictionary_learning(
+            "BatchTopKSAE", {**LINEAR, "b_dec": B_DEC, **COUNTED, "threshold": torch.tensor(-1.0)}, k=2
+        ),
+    ],
+    ids=["jumprelu", "batchtopk"],
+)
+def test_thresholds_below_0_let_all_that_is_positive_pass(tmp_path, made):
+    model = ff.load(put(tmp_path / "m", *made))
+    torch.testing.assert_close(model.encode(X), torch.tensor(RELU[0]))
+    assert float(model.activation.threshold.min()) == 0
+
+
 def test_rows_scaled_by_the_number_beside_the_checkpoint(tmp_path):
     """Latents in units of scaled rows, reconstructions of rows as they are."""
     made = of_saelens("standard", normalize_activations="expected_average_only_in")
