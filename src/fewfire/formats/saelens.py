@@ -54,9 +54,18 @@ FLAT = (
     "hf_hook_name_out context_size prepend_bos exclude_special_tokens seqpos_slice dataset_path "
     "dataset_trust_remote_code neuronpedia_id sae_lens_version sae_lens_training_version noise_scale seed "
     "mse_loss_normalization use_ghost_grads normalize_sae_decoder decoder_orthogonal_init decoder_heuristic_init "
-    "init_encoder_as_decoder_transpose scale_sparsity_penalty_by_decoder_norm"
+    "init_encoder_as_decoder_transpose scale_sparsity_penalty_by_decoder_norm b_dec_init_method expansion_factor "
+    "from_pretrained_path lr lr_end lr_scheduler_name lr_warm_up_steps lr_decay_steps n_restart_cycles adam_beta1 "
+    "adam_beta2 train_batch_size train_batch_size_tokens store_batch_size store_batch_size_prompts training_tokens "
+    "total_training_tokens finetuning_tokens finetuning_method n_batches_in_buffer tokens_per_buffer streaming "
+    "is_dataset_tokenized use_cached_activations cached_activations_path act_store_device autocast autocast_lm "
+    "compile_llm llm_compilation_mode compile_sae sae_compilation_mode feature_sampling_window feature_sampling_method "
+    "feature_reinit_scale resample_batches dead_feature_window dead_feature_threshold dead_feature_estimation_method "
+    "log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb wandb_project wandb_id wandb_entity "
+    "wandb_log_frequency run_name eval_every_n_wandb_logs eval_batch_size_prompts n_eval_batches resume n_checkpoints "
+    "checkpoint_path verbose"
 )
-"""what older versions wrote beside the settings of the model: where the rows come from, and more of training"""
+"""what older versions wrote beside the settings of the model: where the rows come from, and the whole training run"""
 
 
 # ------------------------------------------------------------------------------------------------ reading
