@@ -4,6 +4,7 @@ A source is any object with the names of :class:`fewfire.contracts.Source`; the 
 a short label, and ``suggested_preprocess``, what suits their data. ``open_source`` finds the right one::
 
     open_source("digits")                   # a built-in data set
+    open_source("world")                    # rows made of known features
     open_source("activations.npy")          # a file, memory-mapped
     open_source("table.parquet")            # or .csv: streamed, larger than memory if need be
     open_source("sensors.csv", window=64)   # windows of a time series
@@ -24,6 +25,7 @@ from fewfire.sources.opening import open_source
 from fewfire.sources.parquet import ParquetSource
 from fewfire.sources.registry import KINDS, Kind
 from fewfire.sources.safetensors import SafetensorsSource
+from fewfire.sources.synthetic import SyntheticWorld, world
 from fewfire.sources.windows import cut_windows
 
 __all__ = [
@@ -37,10 +39,12 @@ __all__ = [
     "NpzSource",
     "ParquetSource",
     "SafetensorsSource",
+    "SyntheticWorld",
     "cut_windows",
     "digits",
     "image_folder",
     "open_source",
     "patches",
     "photographs",
+    "world",
 ]
