@@ -13,7 +13,7 @@ FLOORS = {
     7: ["estimators", "report"],
     6: ["runs"],
     5: ["trainer", "plot", "doctor", "conversion"],
-    4: ["comparison", "engines", "evaluation", "files", "formats", "outputs", "probing", "scoring", "tracking", "variational"],
+    4: ["comparison", "engines", "evaluation", "files", "formats", "outputs", "probing", "scoring", "tracking", "variational", "calibration"],
     3: ["autoencoder"],
     2: ["activations", "sources"],
     1: ["terms", "networks", "corruptions", "preprocess"],

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import fewfire as ff
+from fewfire.trainer.before import fit_preprocess
 from fewfire.trainer.pretraining import pretrain
 
 pytestmark = pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
@@ -51,7 +52,7 @@ def test_every_layer_learns_and_the_whole_begins_better(network):
 def test_a_stage_rebuilds_what_comes_to_its_layer(network, between):
     """By hand: the second layer, given what the first makes of the rows, and rebuilt as the whole decoder does."""
     made = trainer(network, pretrain_steps=200)
-    made._fit_preprocess()
+    fit_preprocess(made)
     pretrain(made)
     model = made.model
     x = model.to_model_space(torch.as_tensor(next(made.source.batches(1797)).x_in)).float()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         WinnerTakeAll,
     )
     from fewfire.autoencoder import Autoencoder
+    from fewfire.calibration import calibrate
     from fewfire.comparison import stability
     from fewfire.contracts import Batch, ForwardOutput, Layout, Source, SparseCodes, TrainState
     from fewfire.conversion import load
@@ -75,6 +76,7 @@ _HOME = {
         "WinnerTakeAll",
     ),
     "fewfire.autoencoder": ("Autoencoder",),
+    "fewfire.calibration": ("calibrate",),
     "fewfire.comparison": ("stability",),
     "fewfire.conversion": ("load",),
     "fewfire.contracts": ("Batch", "ForwardOutput", "Layout", "Source", "SparseCodes", "TrainState"),
@@ -165,6 +167,7 @@ __all__ = [
     "WeightDecay",
     "WinnerTakeAll",
     "__version__",
+    "calibrate",
     "digits",
     "evaluate",
     "load",

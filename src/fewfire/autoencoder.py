@@ -130,6 +130,11 @@ class Autoencoder(nn.Module):
         return x if self.preprocess is None else self.preprocess(x)
 
     @property
+    def last_bias(self) -> nn.Parameter:
+        """(P,) or a number a map: the bias of the encoder's last layer, which pre-activations begin from."""
+        return [p for name, p in self.encoder.named_parameters() if name.endswith("b_enc")][-1]
+
+    @property
     def output(self) -> Callable[[Tensor], Tensor]:
         """What comes after the decoder: identity, or the logistic function."""
         return OUTPUTS[self.network.output]

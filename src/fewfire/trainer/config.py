@@ -26,7 +26,11 @@ class TrainConfig(BaseModel, metaclass=InOneLine):
     steps: int | None = Field(None, ge=1, description="optimiser steps; this or epochs, not both")
     epochs: int | None = Field(None, ge=1, description="passes over the data. Neither: passes for about 3,000 steps")
     batch_size: int | None = Field(None, ge=1, description="rows per step. None: 256; with lbfgs all rows")
-    learning_rate: float | None = Field(None, ge=0, description="None: 0.001 for adam, 1 for lbfgs")
+    learning_rate: float | None = Field(
+        None,
+        ge=0,
+        description="None: 0.001 for adam, falling with the square root of the latents beyond 4,096; 1 for lbfgs",
+    )
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear",
         description="linear: constant, then down to 0 over the last lr_decay of training; lbfgs: constant",
@@ -106,8 +110,8 @@ class TrainConfig(BaseModel, metaclass=InOneLine):
                 )
         return self
 
-    def resolve(self, n_rows: int | None) -> TrainConfig:
-        """The same settings with every None that depends on the data filled in. ``n_rows`` None: endless.
+    def resolve(self, n_rows: int | None, n_latents: int = 1) -> TrainConfig:
+        """The same settings with every None that depends on data and model filled in. ``n_rows`` None: endless.
 
         Raises
         ------
@@ -117,7 +121,7 @@ class TrainConfig(BaseModel, metaclass=InOneLine):
         batch_size = self._rows_per_step(n_rows)
         steps = self._total_steps(n_rows, batch_size)
         filled_in = {
-            "learning_rate": {"adam": 1e-3, "lbfgs": 1.0}[self.optimizer],
+            "learning_rate": {"adam": 1e-3 * min(1.0, math.sqrt(4096 / n_latents)), "lbfgs": 1.0}[self.optimizer],
             "dead_after": min(10_000_000, max(batch_size, steps * batch_size // 10)),
             "log_every": max(1, steps // 100),
             "checkpoint_every": max(1, steps // 10),

@@ -8,13 +8,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
 
 from fewfire import metrics, rng
-from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
@@ -22,19 +20,18 @@ from fewfire.disk import ModelFileError, locked
 from fewfire.engines import choose
 from fewfire.engines.autograd import labelled
 from fewfire.evaluation import Evaluation, finite_rows
-from fewfire.rows import check_finite
 from fewfire.sources import open_source
 from fewfire.terms import MSE, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint, outcome
+from fewfire.trainer.before import check_held_out, fit_preprocess, start_biases
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.pretraining import check_layers, pretrain
 from fewfire.trainer.progress import make_progress, say
-from fewfire.trainer.refusals import OR_SKIP, check_emphasis, check_needs, check_range, check_source, nonfinite_message
+from fewfire.trainer.refusals import check_emphasis, check_needs, check_range, check_source, nonfinite_message
 from fewfire.trainer.resuming import check_same, growth, identity, restore, snapshot
 from fewfire.trainer.schedules import Schedules
 from fewfire.trainer.signals import Interrupted, StopSignals, interruptible
-from fewfire.trainer.starting import start_activation
 from fewfire.trainer.steering import Steering
 from fewfire.trainer.threads import threads, worthwhile_threads
 from fewfire.trainer.validation import Best, measure
@@ -42,8 +39,6 @@ from fewfire.trainer.validation import Best, measure
 __all__ = ["SparsityWarning", "Trainer", "TrainingError"]
 
 SUMMARY_ROWS = 50_000
-START_ROWS = 1024
-NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
 
 class TrainingError(RuntimeError):
@@ -86,6 +81,9 @@ class Trainer:
         A term needs what the model does not give, or settings contradict each other or the data.
     """
 
+    started: ClassVar[bool] = False
+    """whether who made the model has set its biases and thresholds by the data"""
+
     def __init__(
         self,
         model: Autoencoder,
@@ -102,7 +100,7 @@ class Trainer:
         source = open_source(source)
         if validation is None and config.validation_fraction:
             source, validation = source.split(config.validation_fraction, config.seed)
-        config = config.resolve(source.n_rows)
+        config = config.resolve(source.n_rows, model.n_latents)
         self.batch_size, self.total_steps = cast(int, config.batch_size), cast(int, config.steps)
         width = math.prod(model.input_shape)
         self._threads_asked = config.threads
@@ -225,9 +223,10 @@ class Trainer:
                     f"this Trainer has made {self.state.step:,} of its {self.total_steps:,} steps, and starts only "
                     "once; make a new one with the same model to train that further"
                 )
-            self._fit_preprocess()
-            self._check_held_out()
-            self._start_activation()
+            fit_preprocess(self)
+            check_held_out(self)
+            if not self.started:
+                start_biases(self)
             if self.config.pretrain_steps:
                 pretrain(self)
         self._open_log(resumed)
@@ -343,52 +342,6 @@ class Trainer:
         return self.state.step == self.total_steps or (bool(every) and self.state.step % cast(int, every) == 0)
 
     # ------------------------------------------------------------------------------ before and after
-
-    def _fit_preprocess(self) -> None:
-        """Fit what the model carries and was not fitted yet, on the training rows as they come."""
-        source = interruptible(self.source, self._stop, NOTHING_TRAINED)
-
-        def inputs() -> Iterator[Tensor]:
-            return (self._usable(b.x_in, b, "the data") for b in source.batches(8192, shuffle=False))
-
-        def targets() -> Iterator[Tensor]:
-            return (self._usable(b.x, b, "the target") for b in source.batches(8192, shuffle=False))
-
-        for preprocess, stream in ((self.model.preprocess, inputs), (self.model.preprocess_out, targets)):
-            if preprocess is not None and not preprocess.fitted:
-                preprocess.fit(stream)
-        self.model.to(self.model.device)
-
-    def _start_activation(self) -> None:
-        """Thresholds from some rows, where there are any to set."""
-        if self.config.target_l0 is None and type(self.model.activation).start is Activation.start:
-            return
-        source = self.source.batches(min(START_ROWS, self.source.n_rows or START_ROWS), seed=self.config.seed)
-        rows = self._prepare(finite_rows(next(iter(source)))).x_in
-        if len(rows):
-            start_activation(self.model, self.terms.values(), rows, self.config.target_l0)
-
-    def _check_held_out(self) -> None:
-        """Read the held-out rows once: a bad one would be found at the end of a long epoch, or of training."""
-        if self.validation is None:
-            return
-        source, n = interruptible(self.validation, self._stop, NOTHING_TRAINED), 0
-        for batch in source.batches(8192, shuffle=False):
-            self._usable(batch.x_in, batch, "what is held out")
-            self._usable(batch.x, batch, "the target of what is held out")
-            n += len(finite_rows(batch).rows)
-        if n == 0:
-            raise ValueError("every row that is held out holds NaN or infinity; hold out others")
-
-    def _usable(self, x: Tensor, batch: Batch, what: str) -> Tensor:
-        """The rows of ``x`` if they are finite; those that are, if the others are to be skipped."""
-        if self.config.on_nonfinite == "skip":
-            return x[torch.isfinite(x).flatten(1).all(1)]
-        try:
-            check_finite(x, what, batch.rows, self.source.layout.columns)
-        except ValueError as error:
-            raise ValueError(f"{error}{OR_SKIP}") from None
-        return x
 
     def _validate(self, source: Source) -> None:
         """Objective and FVU on held-out rows, with the same noise each time; or nothing, when a signal comes."""

@@ -1,4 +1,4 @@
-"""Where sparse units start."""
+"""Where training starts from: what a first look at the data is enough to know."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fewfire.activations import threshold_for
+from fewfire.activations import Activation, threshold_for
 from fewfire.autoencoder import Autoencoder
+from fewfire.calibration import raise_threshold
+from fewfire.networks import LinearDecoder, LinearEncoder
 from fewfire.terms import KLSparsity, Term
 
-__all__ = ["raise_threshold", "start_activation", "start_sparse"]
+__all__ = ["geometric_median", "start_activation", "start_dictionary", "start_sparse"]
 
 
 @torch.no_grad()
@@ -24,7 +26,44 @@ def start_sparse(model: Autoencoder, terms: Iterable[Term]) -> None:
     """
     for term in terms:
         if isinstance(term, KLSparsity):
-            _bias(model)[: model.n_latents].fill_(math.log(term.rho / (1 - term.rho)))
+            model.last_bias[: model.n_latents].fill_(math.log(term.rho / (1 - term.rho)))
+
+
+@torch.no_grad()
+def start_dictionary(model: Autoencoder, rows: Tensor, targets: Tensor) -> None:
+    """Let a dictionary not yet trained write the geometric median of the targets (B, *target shape) by itself.
+
+    And read rows (B, *input shape) less theirs. Latents then say how a row differs from the middle, instead of all
+    saying where the middle is (Bricken et al. 2023, "Towards monosemanticity"). Both are in model space.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    if type(encoder) is not LinearEncoder or not isinstance(decoder, LinearDecoder) or not decoder.unit_norm:
+        return
+    if decoder.b_dec.any() or encoder.b_enc.any():
+        return
+    written, read = geometric_median(targets.flatten(1)), geometric_median(rows.flatten(1))
+    if written.isfinite().all() and (encoder.W_enc @ read).isfinite().all():  # else the first step says what is wrong
+        decoder.b_dec.copy_(written)
+        encoder.centre(read)
+
+
+def geometric_median(rows: Tensor, rounds: int = 100) -> Tensor:
+    """The point with the least sum of distances to the rows: (B, D) -> (D,). Outliers hardly move it.
+
+    Weiszfeld 1937: the mean, weighed by the inverse of each row's distance to the last answer; the first answer is the
+    median of each column.
+    """
+    x = rows.double()  # whose squares do not overflow
+    median = x.median(0).values
+    near = 1e-6 * (x - median).norm(dim=1).median()
+    if not (near.isfinite() and near > 0):  # most rows alike, or beyond all bounds
+        return median.to(rows.dtype)
+    for _ in range(rounds):
+        weight = 1 / (x - median).norm(dim=1).clamp_min(near)
+        before, median = median, (weight @ x) / weight.sum()
+        if (median - before).norm() <= near:
+            break
+    return median.to(rows.dtype)
 
 
 @torch.no_grad()
@@ -32,19 +71,10 @@ def start_activation(model: Autoencoder, terms: Iterable[Term], rows: Tensor, ta
     """Thresholds from rows (B, *input shape) in model space; with a target, so that as many latents fire as shall."""
     if target_l0 is not None:
         start_sparse(model, terms)
+    elif type(model.activation).start is Activation.start:
+        return
     pre_acts = model.encoder(rows).to(model.dtype)
     model.activation.start(pre_acts)
     margins = model.activation.margins(pre_acts)
     if target_l0 is not None and margins is not None:
         raise_threshold(model, threshold_for(margins, target_l0))
-
-
-def raise_threshold(model: Autoencoder, amount: Tensor) -> None:
-    """Make it harder for every latent to fire: by its threshold, or by its bias where 0 is the threshold."""
-    if not model.activation.raise_threshold(amount):
-        _bias(model).sub_(amount.to(model.dtype))
-
-
-def _bias(model: Autoencoder) -> Tensor:
-    """Of the encoder's last layer."""
-    return [p.data for name, p in model.encoder.named_parameters() if name.endswith("b_enc")][-1]

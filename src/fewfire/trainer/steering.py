@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
+from fewfire.calibration import raise_threshold
 from fewfire.contracts import Batch, StepReport, TrainState
 from fewfire.terms import KLSparsity, Term
-from fewfire.trainer.starting import raise_threshold
 
 __all__ = ["Steering"]
 
@@ -46,21 +47,26 @@ class Steering:
     def __init__(
         self, target: float, terms: Mapping[str, Term], model: Autoencoder, steps: int, scheduled: Collection[str]
     ) -> None:
-        if not 0 < target < model.n_latents:
-            raise ValueError(f"expected target_l0 above 0 and below {model.n_latents} latents, got {target:g}")
+        n_latents = math.prod(model.latent_shape)
+        if not 0 < target < n_latents:
+            raise ValueError(f"expected target_l0 above 0 and below {n_latents} latents, got {target:g}")
         self.target, self.model = target, model
         self.label, self.term = _steered(target, terms, model)
         self.setting = str(self.term.steers)
         if f"{self.label}.{self.setting}" in scheduled:
             raise ValueError(f"{self.label}.{self.setting} is steered by target_l0; leave it out of the schedules")
         if isinstance(self.term, KLSparsity):
-            self.term.rho = target / model.n_latents
+            self.term.rho = target / n_latents
         self.sign = -1 if self.setting == "rho" else 1
         self.first = float(getattr(self.term, self.setting))
-        self.gain = 1 / max(1.0, SETTLE * steps)
+        self.pace(steps)
         self.reach = 0.0
         self.push = 0.0
         self.moved = 0.0
+
+    def pace(self, steps: int) -> None:
+        """Take so many steps as the whole of training."""
+        self.gain = 1 / max(1.0, SETTLE * steps)
 
     def after(self, report: StepReport, batch: Batch, state: TrainState) -> None:
         """Learn what fired, and set what the next step shall use."""
@@ -68,7 +74,8 @@ class Steering:
         error = max(-1.0, min(1.0, math.log(max(count, 1e-6) / self.target)))
         if state.step % LOOK == 0:
             with torch.no_grad():
-                self.reach = self.model.activation.reach(self.model.encoder(batch.x_in).to(self.model.dtype))
+                reach = self.model.activation.reach(self.model.encoder(batch.x_in).to(self.model.dtype))
+            self.reach = reach or self.reach  # nothing fires now: come down as far as it was
         amount = FAST * self.reach * error
         raise_threshold(self.model, torch.tensor(amount))
         push = max(-1.0, min(1.0, amount / state.lr)) if state.lr else 0.0
@@ -79,11 +86,17 @@ class Steering:
 
     def state(self) -> dict[str, float]:
         """What resuming needs."""
-        return {"moved": self.moved, "push": self.push, "reach": self.reach, "value": getattr(self.term, self.setting)}
+        return {
+            "first": self.first,
+            "moved": self.moved,
+            "push": self.push,
+            "reach": self.reach,
+            "value": getattr(self.term, self.setting),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Be where :meth:`state` was taken."""
-        self.moved, self.push, self.reach = state["moved"], state["push"], state["reach"]
+        self.first, self.moved, self.push, self.reach = (state[k] for k in ("first", "moved", "push", "reach"))
         setattr(self.term, self.setting, state["value"])
 
 
@@ -93,6 +106,12 @@ def _steered(target: float, terms: Mapping[str, Term], model: Autoencoder) -> tu
         raise ValueError(
             f"target_l0={target:g} steers a penalty, and activation {model.activation.name!r} fires k latents without "
             f"one; set its k to {target:g} instead"
+        )
+    kind = type(model.activation)
+    if kind.margins is Activation.margins and kind.reach is Activation.reach:
+        raise ValueError(
+            f"target_l0={target:g} moves thresholds, and activation {model.activation.name!r} has none that decide how "
+            "many latents fire; use relu, jumprelu or gated"
         )
     steering = {label: term for label, term in terms.items() if term.steers is not None}
     if len(steering) != 1:

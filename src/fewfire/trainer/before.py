@@ -1,0 +1,76 @@
+"""What a Trainer does before the first step: a look at all of the data, and a start from some of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fewfire.contracts import Batch
+from fewfire.evaluation import finite_rows
+from fewfire.rows import check_finite
+from fewfire.trainer.refusals import OR_SKIP
+from fewfire.trainer.signals import interruptible
+from fewfire.trainer.starting import start_activation, start_dictionary
+
+if TYPE_CHECKING:
+    from fewfire.trainer.loop import Trainer
+
+__all__ = ["NOTHING_TRAINED", "check_held_out", "fit_preprocess", "start_biases"]
+
+NOTHING_TRAINED = "stopped before the first step; nothing was trained"
+ROWS_AT_ONCE = 8192
+START_ROWS = 1024
+
+
+def fit_preprocess(trainer: Trainer) -> None:
+    """Fit what the model carries and was not fitted yet, on the training rows as they come."""
+    source = interruptible(trainer.source, trainer._stop, NOTHING_TRAINED)
+
+    def inputs() -> Iterator[Tensor]:
+        return (_usable(trainer, b.x_in, b, "the data") for b in source.batches(ROWS_AT_ONCE, shuffle=False))
+
+    def targets() -> Iterator[Tensor]:
+        return (_usable(trainer, b.x, b, "the target") for b in source.batches(ROWS_AT_ONCE, shuffle=False))
+
+    model = trainer.model
+    for preprocess, stream in ((model.preprocess, inputs), (model.preprocess_out, targets)):
+        if preprocess is not None and not preprocess.fitted:
+            preprocess.fit(stream)
+    model.to(model.device)
+
+
+def check_held_out(trainer: Trainer) -> None:
+    """Read the held-out rows once: a bad one would be found at the end of a long epoch, or of training."""
+    if trainer.validation is None:
+        return
+    source, n = interruptible(trainer.validation, trainer._stop, NOTHING_TRAINED), 0
+    for batch in source.batches(ROWS_AT_ONCE, shuffle=False):
+        _usable(trainer, batch.x_in, batch, "what is held out")
+        _usable(trainer, batch.x, batch, "the target of what is held out")
+        n += len(finite_rows(batch).rows)
+    if n == 0:
+        raise ValueError("every row that is held out holds NaN or infinity; hold out others")
+
+
+def start_biases(trainer: Trainer) -> None:
+    """The dictionary's middle and the activation's thresholds, from some rows."""
+    source, config = trainer.source, trainer.config
+    rows = source.batches(min(START_ROWS, source.n_rows or START_ROWS), seed=config.seed)
+    some = trainer._prepare(finite_rows(next(iter(rows))))
+    if len(some.rows):
+        start_dictionary(trainer.model, some.x_in, some.x)
+        start_activation(trainer.model, trainer.terms.values(), some.x_in, config.target_l0)
+
+
+def _usable(trainer: Trainer, x: Tensor, batch: Batch, what: str) -> Tensor:
+    """The rows of ``x`` if they are finite; those that are, if the others are to be skipped."""
+    if trainer.config.on_nonfinite == "skip":
+        return x[torch.isfinite(x).flatten(1).all(1)]
+    try:
+        check_finite(x, what, batch.rows, trainer.source.layout.columns)
+    except ValueError as error:
+        raise ValueError(f"{error}{OR_SKIP}") from None
+    return x
