@@ -220,10 +220,13 @@ def test_resuming_gives_the_tail(source, start, shuffle):
 
 def test_only_blocks_that_are_needed_are_drawn(monkeypatch):
     world, drawn = ff.SyntheticWorld.hierarchical(**SMALL), []
+    finite = ff.SyntheticWorld.hierarchical(**SMALL, n_rows=4 * synthetic.BLOCK)
     draw = ff.SyntheticWorld._draw
     monkeypatch.setattr(ff.SyntheticWorld, "_draw", lambda self, block: (drawn.append(block), draw(self, block))[1])
     next(world.batches(512, start=10**9))
     assert drawn == [512 * 10**9 // synthetic.BLOCK]
+    list(finite.batches(synthetic.BLOCK, start=2))
+    assert len(drawn) == 1 + 2
 
 
 def test_order_depends_on_seed_and_epoch_and_nothing_else(source):
