@@ -55,6 +55,7 @@ class ReLU(Activation):
 
     gives = frozenset({"scores"})
     unit_norm = True
+    dead_below_zero = True
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         return pre_acts.relu()

@@ -30,6 +30,8 @@ class Activation(Named, nn.Module):
     """whether the decoder reads with the encoder's weights unless the user says otherwise"""
     needs: ClassVar[frozenset[str]] = frozenset()
     """what it asks of the network (the table in ``Term``)"""
+    dead_below_zero: ClassVar[bool] = False
+    """True where a latent that never fires has no pre-activation above 0, as AuxK must know"""
     counts: ClassVar[str] = "l0"
     """what ``target_l0`` counts: "l0", latents that fire per row; or "sum", of the activations of a row"""
 

@@ -26,6 +26,7 @@ class Gated(Activation):
     gives = frozenset({"scores", "gate"})
     unit_norm = True
     smooth = False
+    dead_below_zero = True
 
     def build(self, n_latents: int) -> None:
         self.r_mag = nn.Parameter(torch.zeros(n_latents, dtype=torch.float32))
@@ -37,16 +38,17 @@ class Gated(Activation):
         return self._magnitude(pre_acts).relu() * (pre_acts > self.threshold)
 
     def _magnitude(self, pre_acts: Tensor) -> Tensor:
-        shape = (-1, *[1] * (pre_acts.ndim - 2))  # of a feature map, one for all places
-        scale, shift = (p.to(pre_acts.dtype).view(shape) for p in (self.r_mag.exp(), self.b_mag))
-        return scale * pre_acts + shift
+        return self._scale(pre_acts) * pre_acts + _by_latent(self.b_mag, pre_acts)
+
+    def _scale(self, pre_acts: Tensor) -> Tensor:
+        return _by_latent(self.r_mag.exp(), pre_acts)
 
     def penalised(self, out: ForwardOutput) -> Tensor:
         return (out.pre_acts - self.threshold.to(out.pre_acts.dtype)).relu()
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
         open_ = (pre_acts > self.threshold) & (self._magnitude(pre_acts) > 0)
-        return open_ * self.r_mag.exp().to(pre_acts.dtype)
+        return open_ * self._scale(pre_acts)
 
     def margins(self, pre_acts: Tensor) -> Tensor:
         """Of the gates; one whose magnitude is 0 never fires."""
@@ -58,3 +60,8 @@ class Gated(Activation):
 
     def default_terms(self) -> list[Term]:
         return [L1(), GatedAux(), AuxK()]
+
+
+def _by_latent(values: Tensor, pre_acts: Tensor) -> Tensor:
+    """(L,) as pre-activations (B, L, ...) take them: of a feature map, one for all places."""
+    return values.to(pre_acts.dtype).view(-1, *[1] * (pre_acts.ndim - 2))

@@ -52,14 +52,19 @@ class JumpReLU(Activation, name="jumprelu"):
         return {"name": self.name, "threshold": self._first, "bandwidth": self.bandwidth}
 
     def build(self, n_latents: int) -> None:
-        self.threshold = nn.Parameter(torch.full((n_latents,), self._first or UNSTARTED, dtype=torch.float32))
+        first = self._first or UNSTARTED
+        self.threshold = nn.Parameter(torch.full((n_latents,), first, dtype=torch.float32))
+        self.register_buffer("width", torch.tensor(self.bandwidth or first / 2, dtype=torch.float32))
+        self.width: Tensor
 
     def start(self, pre_acts: Tensor) -> None:
-        if self.bandwidth is not None:
+        n_latents = len(self.threshold)
+        if self._first is not None or (self.threshold != UNSTARTED).any():  # told, or learned before
             return
-        if self._first is None:
-            self.threshold.data.fill_(float(threshold_for(pre_acts, max(1, len(self.threshold) // 16))))
-        self.bandwidth = 0.5 * float(self.threshold.detach().mean())
+        threshold = threshold_for(pre_acts, n_latents // 16 or min(1, n_latents / 2))
+        if threshold > 0:  # else no row says anything, as when all are the same
+            self.threshold.data.fill_(threshold)
+            self.width.fill_(self.bandwidth or threshold / 2)
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         threshold = self._threshold(pre_acts)
@@ -75,17 +80,13 @@ class JumpReLU(Activation, name="jumprelu"):
 
     def _slope(self, pre_acts: Tensor, threshold: Tensor) -> Tensor:
         """0 everywhere; its derivative with respect to the threshold is -K / bandwidth."""
-        width = self._width
+        width = self.width.to(pre_acts.dtype)
         window = (pre_acts.detach() - threshold.detach()).abs() < width / 2
         return window * (threshold.detach() - threshold) / width
 
     def _threshold(self, pre_acts: Tensor) -> Tensor:
         shape = (-1, *[1] * (pre_acts.ndim - 2))  # of a feature map, one for all places
         return self.threshold.to(pre_acts.dtype).view(shape)
-
-    @property
-    def _width(self) -> float:
-        return self.bandwidth or 0.5 * (self._first or UNSTARTED)
 
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
         self.threshold.clamp_(min=0)

@@ -22,6 +22,9 @@ class AuxK(Term):
     among the dead latents. Its gradient reaches the dead rows of the encoder and of the decoder, and nothing else
     revives them. Gao et al. 2024, "Scaling and evaluating sparse autoencoders", A.2.
 
+    Of top-k latents, the dead ones are those that lose. Of rectified and gated ones, they are those whose
+    pre-activations are never above 0, and a rectifier would pass them no gradient; here it passes straight through.
+
     ``k_aux``: None for half the input width, as in the paper.
     """
 
@@ -40,9 +43,12 @@ class AuxK(Term):
         if dead is None or len(dead) == 0:
             return out.recon.new_zeros(())
         k = min(self.k_aux or max(1, math.prod(out.x.shape[1:]) // 2), len(dead))
-        top = out.pre_acts[:, dead].relu().topk(k, dim=1, sorted=False)
+        top = out.pre_acts[:, dead].topk(k, dim=1, sorted=False)
+        values = top.values.relu()
+        if model.activation.dead_below_zero:  # all of them are 0 then: the gradient passes by the closed rectifier
+            values = values.detach() + (top.values - top.values.detach())
         residual = (out.x - out.recon).detach().flatten(1)
-        estimate = F.embedding_bag(dead[top.indices], model.decoder.W_dec, per_sample_weights=top.values, mode="sum")
+        estimate = F.embedding_bag(dead[top.indices], model.decoder.W_dec, per_sample_weights=values, mode="sum")
         return F.mse_loss(estimate, residual, reduction="sum") / len(residual)
 
 
