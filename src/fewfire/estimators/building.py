@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewfire.activations import KL_WEIGHT_DECAY, Activation
+from fewfire.activations import KL_WEIGHT_DECAY, Activation, threshold_for
 from fewfire.autoencoder import Autoencoder, default_latents
+from fewfire.calibration import raise_threshold
 from fewfire.contracts import Batch, Source
 from fewfire.networks import LinearDecoder, LinearEncoder, MlpEncoder
 from fewfire.preprocess import Preprocess
 from fewfire.preprocess import make_preprocess as preprocess_from
 from fewfire.rows import check_finite
-from fewfire.terms import BCE, L1, MSE, AuxK, KLSparsity, Term, WeightDecay
+from fewfire.terms import BCE, L1, MSE, AuxK, GatedAux, KLSparsity, L0Penalty, Term, WeightDecay
 from fewfire.trainer import TrainConfig, start_sparse
 
 __all__ = [
@@ -63,8 +64,12 @@ BCE_SCALE = 0.1
 what standardised ones have to explain"""
 
 NEVER = 1 << 62
-AT_ONCE = 8192
+AT_ONCE, START_ROWS = 8192, 1024
 PENALTIES: dict[str, type[Term]] = {"kl": KLSparsity, "l1": L1}
+BESIDE_THE_LOSS = (KLSparsity, L1, L0Penalty)
+"""penalties whose default weights suit squared errors of standardised columns"""
+HELPERS = (AuxK, GatedAux)
+"""terms that make a mechanism work, and penalise nothing"""
 
 
 def draw_seed(random_state: Any) -> int:
@@ -111,12 +116,15 @@ def make_network(
     """Linear, or deep where there are hidden layers."""
     has_l1 = any(isinstance(term, L1) for term in _wanted(estimator, activation))
     # L1 without it: the decoder grows as the latents shrink, and the penalty costs nothing. L-BFGS cannot keep it.
-    unit_norm = (activation.unit_norm or has_l1) and not estimator.tied and estimator.optimizer != "lbfgs"
+    may_grow = (estimator.tied and not activation.tied) or estimator.optimizer == "lbfgs"
+    unit_norm = (activation.unit_norm or has_l1) and not may_grow
     output = "sigmoid" if estimator.loss == "bce" else "identity"
-    network = {"name": "linear", "tied": bool(estimator.tied), "output": output, "unit_norm": unit_norm}
     if hidden:
-        network |= {"name": "mlp", "hidden": list(hidden), "hidden_activation": hidden_activation}
-    return network
+        layers = {"name": "mlp", "hidden": list(hidden), "hidden_activation": hidden_activation}
+        unit_norm = unit_norm and not estimator.tied
+        return layers | {"tied": bool(estimator.tied), "output": output, "unit_norm": unit_norm}
+    # not asked for, they are tied where the activation wants it
+    return {"name": "linear", "tied": bool(estimator.tied) or None, "output": output, "unit_norm": unit_norm}
 
 
 def make_preprocess(estimator: Any) -> Any:
@@ -127,8 +135,8 @@ def make_preprocess(estimator: Any) -> Any:
 
 
 @torch.no_grad()
-def start(model: Autoencoder, source: Source, terms: Sequence[Term], seed: int) -> None:
-    """Fit the preprocessing, and set the biases to where training would spend its first half on taking them.
+def start(model: Autoencoder, source: Source, terms: Sequence[Term], seed: int, target_l0: float | None = None) -> None:
+    """Fit the preprocessing, and set biases and thresholds to where training would spend its first half on taking them.
 
     A decoder that starts from the mean row, and an encoder that reads rows less their mean, leave all latents alive:
     of rows that are all positive, as "minmax" makes them, the same few latents otherwise win each (Bricken et al.
@@ -155,6 +163,16 @@ def start(model: Autoencoder, source: Source, terms: Sequence[Term], seed: int) 
         # the decoder first: where it is tied, it drops weights that the encoder's bias must not make up for
         cast(LinearDecoder, model.decoder).start_from(torch.logit(mean, eps=1e-3) if logistic else mean, constant)
         cast(LinearEncoder, model.encoder).centre(rows.mean(0))
+    _start_thresholds(model, rows[:START_ROWS], target_l0)
+
+
+def _start_thresholds(model: Autoencoder, rows: Tensor, target_l0: float | None) -> None:
+    """Of an activation that has some; with a target, let so many latents fire on these rows."""
+    pre_acts = model.encoder(rows)
+    model.activation.start(pre_acts)
+    margins = model.activation.margins(pre_acts)
+    if target_l0 is not None and margins is not None:
+        raise_threshold(model, threshold_for(margins, target_l0))
 
 
 def _fit(preprocess: Preprocess, source: Source, side: str) -> None:
@@ -173,21 +191,20 @@ def _finite(x: Tensor, batch: Batch, columns: Sequence[str]) -> Tensor:
 
 def make_terms(estimator: Any, model: Autoencoder) -> list[Term]:
     """Reconstruction, the penalty, what else usually goes with the activation, weight decay."""
-    if estimator.target_l0 is not None:
-        raise ValueError(
-            f"target_l0={estimator.target_l0:g} is not available yet; set k with activation='topk', or penalty_weight"
-        )
+    _check_target(estimator, model)
     cross_entropy = estimator.loss == "bce"
     scale = BCE_SCALE if cross_entropy else 1.0
     wanted = [term for term in _wanted(estimator, model.activation) if term.needs <= model.gives]
-    penalties = [term for term in wanted if not isinstance(term, AuxK)]
+    penalties = [term for term in wanted if not isinstance(term, HELPERS)]
     _check_penalties(estimator, model, penalties)
     decay = estimator.weight_decay or 0.0
     for term in penalties:
-        default = term.weight * (scale if type(term) in PENALTIES.values() else 1.0)
+        default = term.weight * (scale if isinstance(term, BESIDE_THE_LOSS) else 1.0)
         term.weight = default if estimator.penalty_weight is None else float(estimator.penalty_weight)
         if isinstance(term, KLSparsity):
             term.rho = estimator.rho or term.rho
+            if estimator.target_l0 is not None:
+                term.rho = estimator.target_l0 / math.prod(model.latent_shape)
             decay = KL_WEIGHT_DECAY * scale if estimator.weight_decay is None else decay
     terms = [BCE() if cross_entropy else MSE(), *(_safe_from_growth(term, model) for term in wanted)]
     return [*terms, WeightDecay(float(decay))] if decay else terms
@@ -200,7 +217,23 @@ def _wanted(estimator: Any, activation: Activation) -> list[Term]:
     usual = [term for term in estimator._usual_terms(activation) if not isinstance(term, WeightDecay)]  # a parameter
     if estimator.penalty == "auto":
         return usual
-    return [PENALTIES[estimator.penalty](), *(term for term in usual if isinstance(term, AuxK))]
+    return [PENALTIES[estimator.penalty](), *(term for term in usual if isinstance(term, HELPERS))]
+
+
+def _check_target(estimator: Any, model: Autoencoder) -> None:
+    """Refuse a number of latents where another setting says it; Trainer refuses the rest."""
+    target, activation, n_latents = estimator.target_l0, model.activation, math.prod(model.latent_shape)
+    if target is None:
+        return
+    if target >= n_latents:
+        raise ValueError(f"expected target_l0 below {n_latents} latents, got {target:g}")
+    if getattr(activation, "k", None) is not None:
+        raise ValueError(
+            f"target_l0={target:g} steers a penalty, and activation={activation.name!r} fires k latents per row "
+            f"without one; use k={max(1, round(target))} instead, or activation='jumprelu'"
+        )
+    if estimator.rho is not None:
+        raise ValueError(f"target_l0={target:g} and rho={estimator.rho:g} both say how much fires; leave one out")
 
 
 def _check_penalties(estimator: Any, model: Autoencoder, penalties: Sequence[Term]) -> None:
@@ -289,4 +322,5 @@ def _common(estimator: Any, model: Autoencoder, seed: int) -> dict[str, Any]:
         "seed": seed,
         "device": estimator.device,
         "dtype": estimator.dtype,
+        "target_l0": estimator.target_l0,
     }

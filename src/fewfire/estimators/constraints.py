@@ -38,7 +38,7 @@ SHARED: dict[str, list[Any]] = {
     "learning_rate": [positive, None],
     "optimizer": [StrOptions({"adam", "lbfgs"})],
     "validation_fraction": [fraction],
-    "dtype": [StrOptions({"float32", "float64"})],
+    "dtype": [StrOptions({"float32", "float64", "bfloat16"})],
     "device": [str],
     "random_state": ["random_state"],
     "sparse_output": ["boolean"],

@@ -251,7 +251,7 @@ class AutoencoderEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def _new_model(self, source: Source, seed: int) -> Autoencoder:
         model = self._make_model(source, seed)
-        building.start(model, source, self._make_terms(model), seed)
+        building.start(model, source, self._make_terms(model), seed, self.target_l0)
         return model
 
     def _trainer(

@@ -16,7 +16,8 @@ class SparseAutoencoder(AutoencoderEstimator):
         Z = sae.transform(X)            # (n, 512), at most 16 of each row not 0
         X_hat = sae.inverse_transform(Z)
 
-    With ``activation="topk"`` every row keeps its ``k`` largest latents (Gao et al. 2024); ``"sigmoid"`` is the
+    With ``activation="topk"`` every row keeps its ``k`` largest latents (Gao et al. 2024), with ``"batchtopk"`` k on
+    average; ``"jumprelu"`` and ``"gated"`` learn which latents shall fire, ``target_l0`` of them; ``"sigmoid"`` is the
     textbook's KL-sparse autoencoder (Ng 2011, CS294A), ``"relu"`` the L1-sparse one.
 
     Parameters
@@ -25,27 +26,33 @@ class SparseAutoencoder(AutoencoderEstimator):
         Number of latents; None: four times the columns, at most 16,384, and of wide rows as many as make 2**22
         weights (1,365 for 3,072 columns).
     activation
-        "topk", "sigmoid", "relu" or another of ``Activation.registry``; ``{"name": "topk", "k": 4}``; or an instance.
+        "topk", "batchtopk", "jumprelu", "gated", "sigmoid", "relu" or another of ``Activation.registry``;
+        ``{"name": "topk", "k": 4}``; or an instance.
     k
-        Latents that fire per row, with "topk". None: a sixteenth of them, at least 1.
+        Latents that fire per row, with "topk", "batchtopk" or "matching_pursuit". None: a sixteenth of them, at least
+        1.
     loss
         "mse", or "bce": cross-entropy, for values that are shares or probabilities.
     penalty
         What makes latents sparse: "kl" (sigmoid units only), "l1", or "auto": "kl" for sigmoid units, "l1" for
-        rectified ones, none for "topk". None: nothing but the loss, nor what keeps top-k latents alive.
+        rectified and gated ones, their number for "jumprelu", none where k fire. None: nothing but the loss, nor what
+        keeps top-k latents alive.
     penalty_weight
-        None: the penalty's own default (kl 3, l1 1), a tenth of it with ``loss="bce"``.
+        None: the penalty's own default (kl 3, l1 1), a tenth of it with ``loss="bce"``. With ``target_l0`` it is where
+        the weight starts from.
     rho
         Mean activation that "kl" aims at. None: 0.05.
     target_l0
-        Not available yet.
+        Latents that shall fire per row on average; of sigmoid units, the sum of their mean activations. Thresholds and
+        the penalty are steered there while training. Where a k says it, set that. ``partial_fit`` gets there in about
+        1,500 steps.
     weight_decay
         Weight of half the sum of squared weights. None: 0.003 beside "kl", which needs it, a tenth of that with
         ``loss="bce"``, else 0.
     hidden
         Widths of layers between columns and latents, such as ``(128,)``; the decoder mirrors them. None: none.
     tied
-        The decoder uses the encoder's weights.
+        The decoder uses the encoder's weights. "matching_pursuit" does in any case, without hidden layers.
     preprocess
         Applied to the rows first, and undone in reconstructions: "standardize", "minmax", "whiten", None, or another
         spelling that ``fewfire.preprocess`` knows. With ``loss="bce"`` the default is "minmax": targets lie in [0, 1].
@@ -61,7 +68,8 @@ class SparseAutoencoder(AutoencoderEstimator):
     validation_fraction
         Share of the rows held out. If above 0, training ends when their loss gets no better, with the best weights.
     dtype
-        Of the weights, "float32" or "float64". Whatever it is, float64 rows are transformed in float64.
+        Of the weights, "float32" or "float64"; "bfloat16": float32 weights, multiplied in bfloat16 while training.
+        Whatever it is, float64 rows are transformed in float64.
     device
         "auto": the GPU if there is one; "cpu", "cuda", "cuda:1".
     random_state

@@ -22,8 +22,14 @@ MAX_RECORDS = 200
 """of history_ in a stream, and of any history_ in a file, whose header holds 1 MiB"""
 
 
+STREAM_STEPS = 1500
+"""steps by which target_l0 shall be reached in a stream, whose length nobody knows"""
+
+
 class FitTrainer(Trainer):
     """Objects to latents that never fire only where the rows are enough to tell."""
+
+    started = True  # by building.start
 
     def objections(self) -> Iterator[str]:
         firing = self.summary["n_rows"] * self.summary["l0"] / self.summary["n_latents"]
@@ -33,19 +39,22 @@ class FitTrainer(Trainer):
 class StreamTrainer(Trainer):
     """One call of ``partial_fit``: steps alone, no summary. A stream that has just begun owes nothing yet."""
 
+    started = True  # by building.start, at the first call
+
     def _finish(self) -> None:
         pass
 
 
 @dataclass
 class Stream:
-    """The optimiser's state and Trainer's counters, between two calls. The model carries the rest."""
+    """The states of optimiser and steering and Trainer's counters, between two calls. The model carries the rest."""
 
     seed: int
     calls: int = 0
     steps: int = 0
     samples: int = 0
     engine: dict[str, Tensor] = field(default_factory=dict)
+    steering: dict[str, float] | None = None
     since_fired: Tensor | None = None
 
     def next_seed(self) -> int:
@@ -54,6 +63,10 @@ class Stream:
 
     def enter(self, trainer: Trainer) -> None:
         """Let a fresh trainer go on from here."""
+        if trainer.steering is not None:
+            trainer.steering.pace(STREAM_STEPS)
+            if self.steering is not None:
+                trainer.steering.restore(self.steering)
         if self.since_fired is not None:
             trainer.engine.load_state_dict(self.engine)
             trainer.state.since_fired.copy_(self.since_fired)
@@ -66,6 +79,7 @@ class Stream:
         self.samples = trainer.state.samples
         self.engine = trainer.engine.state_dict()
         self.since_fired = trainer.state.since_fired
+        self.steering = None if trainer.steering is None else trainer.steering.state()
 
     def on_cpu(self) -> Stream:
         """The same, where every machine can read it."""
