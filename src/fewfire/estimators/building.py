@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewfire.activations import KL_WEIGHT_DECAY, Activation, threshold_for
+from fewfire.activations import KL_WEIGHT_DECAY, Activation
 from fewfire.autoencoder import Autoencoder, default_latents
-from fewfire.calibration import raise_threshold
 from fewfire.contracts import Batch, Source
 from fewfire.networks import LinearDecoder, LinearEncoder, MlpEncoder
 from fewfire.preprocess import Preprocess
 from fewfire.preprocess import make_preprocess as preprocess_from
 from fewfire.rows import check_finite
 from fewfire.terms import BCE, L1, MSE, AuxK, GatedAux, KLSparsity, L0Penalty, Term, WeightDecay
-from fewfire.trainer import TrainConfig, start_sparse
+from fewfire.trainer import TrainConfig, start_activation, start_sparse
 
 __all__ = [
     "draw_seed",
@@ -163,16 +162,7 @@ def start(model: Autoencoder, source: Source, terms: Sequence[Term], seed: int, 
         # the decoder first: where it is tied, it drops weights that the encoder's bias must not make up for
         cast(LinearDecoder, model.decoder).start_from(torch.logit(mean, eps=1e-3) if logistic else mean, constant)
         cast(LinearEncoder, model.encoder).centre(rows.mean(0))
-    _start_thresholds(model, rows[:START_ROWS], target_l0)
-
-
-def _start_thresholds(model: Autoencoder, rows: Tensor, target_l0: float | None) -> None:
-    """Of an activation that has some; with a target, let so many latents fire on these rows."""
-    pre_acts = model.encoder(rows)
-    model.activation.start(pre_acts)
-    margins = model.activation.margins(pre_acts)
-    if target_l0 is not None and margins is not None:
-        raise_threshold(model, threshold_for(margins, target_l0))
+    start_activation(model, (), rows[:START_ROWS], target_l0)
 
 
 def _fit(preprocess: Preprocess, source: Source, side: str) -> None:

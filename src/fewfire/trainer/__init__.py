@@ -4,6 +4,15 @@ from fewfire.trainer.complaints import complaint
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.loop import SparsityWarning, Trainer, TrainingError
 from fewfire.trainer.signals import Interrupted
-from fewfire.trainer.starting import start_sparse
+from fewfire.trainer.starting import start_activation, start_sparse
 
-__all__ = ["Interrupted", "SparsityWarning", "TrainConfig", "Trainer", "TrainingError", "complaint", "start_sparse"]
+__all__ = [
+    "Interrupted",
+    "SparsityWarning",
+    "TrainConfig",
+    "Trainer",
+    "TrainingError",
+    "complaint",
+    "start_activation",
+    "start_sparse",
+]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fewfire.activations import Activation, Sigmoid
+from fewfire.trainer.steering import Steering
 
 if TYPE_CHECKING:
     from fewfire.trainer.loop import Trainer
 
 __all__ = ["describe", "objections"]
+
+MISSED = 1.25
+"""factor by which target_l0 may be missed without a word"""
 
 
 def describe(trainer: Trainer) -> str:
@@ -46,12 +50,26 @@ def objections(trainer: Trainer) -> Iterator[str]:
         "logistic": float("mean_logvar" not in model.gives),
     }
     for term in trainer.terms.values():
-        verdict = term.verdict(found)
+        steered = trainer.steering is not None and term is trainer.steering.term  # its setting is a means, no aim
+        verdict = None if steered else term.verdict(found)
         if verdict is not None:
             yield verdict
+    if trainer.steering is not None:
+        yield from _missed(trainer, found)
     dead = found["dead_fraction"]
     if trainer.model.activation.exact_zeros and dead > 0.5:
         yield (
             f"{dead:.0%} of the latents never fire; lower the learning rate (now {trainer.config.learning_rate:g}), "
             "train longer, or ask for fewer latents"
+        )
+
+
+def _missed(trainer: Trainer, found: Mapping[str, float]) -> Iterator[str]:
+    """A sentence where another number of latents fires than was asked for."""
+    target, n = cast(Steering, trainer.steering).target, found["n_positions"]
+    count = found["mean_activation"] * n if trainer.model.activation.counts == "sum" else found["l0"]
+    if not target / MISSED <= count <= target * MISSED:
+        yield (
+            f"target_l0={target:g} was not reached: it is {count:.3g} of {n}; train longer (now "
+            f"{trainer.total_steps:,} steps), or ask for another number"
         )
