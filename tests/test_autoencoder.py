@@ -141,6 +141,10 @@ def test_a_sigmoid_output():
 @pytest.mark.parametrize("output", ["identity", "sigmoid"])
 @pytest.mark.parametrize("activation", ours(Activation))
 def test_gives(activation, output):
+    if "residual" in Activation.registry[activation].needs and output == "sigmoid":
+        with pytest.raises(ValueError, match=f"'{activation}' needs residual.*output identity, got sigmoid"):
+            make(activation, network={"name": "linear", "output": output})
+        return
     gives = make(activation, network={"name": "linear", "output": output}).gives
     assert Activation.registry[activation].gives <= gives
     assert ("linear_decoder" in gives) == (output == "identity")
@@ -557,6 +561,10 @@ def test_config_round_trip(activation, network):
         with pytest.raises(ValueError, match="one pre-activation per latent"):
             make(activation, network=network)
         return
+    if "residual" in Activation.registry[activation].needs and network.get("output") == "sigmoid":
+        with pytest.raises(ValueError, match="needs residual"):
+            make(activation, width=(3, 4), network=network)
+        return
     model = make(activation, ["row_mean", "standardize"], width=(3, 4), network=network, rows=data().view(-1, 3, 4))
     model.layout = ff.Layout("image", (3, 4))
     config = json.loads(json.dumps(model.config()))
@@ -652,7 +660,7 @@ REFUSED = {
     "network": (lambda: ff.Autoencoder(3, 4, network="resnet"), "unknown network 'resnet'.*linear"),
     "output": (lambda: ff.Autoencoder(3, 4, network={"name": "linear", "output": "tanh"}), "identity, sigmoid.*'tanh'"),
     "tied": (lambda: ff.Autoencoder(3, 4, network={"name": "linear", "tied": True}, d_out=5), "tied.*as wide"),
-    "tied unit": (lambda: ff.Linear(tied=True, unit_norm=True), "untied weights with unit_norm"),
+    "tied unit": (lambda: ff.Mlp(tied=True, unit_norm=True), "untied weights with unit_norm"),
     "k > L": (lambda: ff.Autoencoder(3, 4, ff.TopK(k=5)), "at most 4, got 5"),
     "k = 0": (lambda: ff.TopK(k=0), "whole number from 1, got 0"),
     "k = 2.7": (lambda: ff.TopK(k=2.7), "whole number from 1, got 2.7"),

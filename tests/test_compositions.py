@@ -1,5 +1,6 @@
 """Every activation in every network, with every corruption and penalty: it trains, or is refused with a reason."""
 
+import copy
 import math
 import re
 
@@ -11,7 +12,13 @@ import fewfire as ff
 
 pytestmark = pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
 
-SETTINGS = {"topk": {"k": 4}, "wta": {"rate": 0.2}, "plain": {"function": "tanh"}}
+SETTINGS = {
+    "topk": {"k": 4},
+    "batchtopk": {"k": 3.5},
+    "matching_pursuit": {"k": 3},
+    "wta": {"rate": 0.2},
+    "plain": {"function": "tanh"},
+}
 
 
 def members(family):
@@ -44,6 +51,10 @@ VARIANTS = {
     "contractive": ff.Contractive(weight=0.02),
     "gaussian_kl": ff.GaussianKL(weight=0.1),
     "auxk": ff.AuxK(),
+    "l0_penalty": ff.L0Penalty(weight=0.01),
+    "matryoshka_mse": ff.MatryoshkaMSE(weight=0.5),
+    "gated_aux": ff.GatedAux(weight=0.5),
+    "target_l0": 5.0,  # latents, to which the activation's own penalty is steered
 }
 CASES = [
     pytest.param(activation, network, variant, id=f"{activation}-{network}-{variant}")
@@ -70,7 +81,7 @@ def trainer(activation, network, variant, folder, steps=60):
         network=settings,
         preprocess={"name": "minmax", "per_column": False} if network == "logistic" else "center",
     )
-    extra = VARIANTS[variant]
+    extra = copy.deepcopy(VARIANTS[variant])
     loss = ff.BCE() if network == "logistic" else ff.MSE()
     terms = [loss, extra] if isinstance(extra, ff.Term) else None
     if terms is None and network == "logistic":
@@ -79,7 +90,15 @@ def trainer(activation, network, variant, folder, steps=60):
         made,
         rows().reshape(-1, 1, 3, 4) if is_conv else rows(),
         terms,
-        ff.TrainConfig(steps=steps, batch_size=40, learning_rate=5e-3, checkpoint_every=25, log_every=1),
+        ff.TrainConfig(
+            steps=steps,
+            batch_size=40,
+            learning_rate=5e-3,
+            checkpoint_every=25,
+            log_every=1,
+            dead_after=200,  # five steps: AuxK is alive
+            target_l0=extra if isinstance(extra, float) else None,
+        ),
         corruption=extra if isinstance(extra, ff.Corruption) else None,
         folder=folder,
         progress=False,
@@ -94,7 +113,8 @@ def test_it_trains_or_is_refused_with_a_reason(activation, network, variant, tmp
         check_refusal(str(error), activation, network, variant)
         return
     before = {n: p.detach().clone() for n, p in whole.model.named_parameters()}
-    losses = [record["loss"] for record in whole.fit() if "loss" in record]
+    label = next(iter(whole.terms)) if variant == "target_l0" else "loss"  # steering changes the penalty's weight
+    losses = [record[label] for record in whole.fit() if label in record]
     assert all(map(math.isfinite, losses))
     floor = 0.99 if network == "logistic" else 0.97  # cross-entropy never gets below the entropy of the rows
     assert np.mean(losses[-8:]) < floor * np.mean(losses[:4])
@@ -120,6 +140,12 @@ def check_refusal(message, activation, network, variant):
         assert "tied weights need one pre-activation per latent" in message
         return
     term = VARIANTS[variant]
+    if "residual" in members(ff.Activation)[activation].needs and network == "logistic":
+        assert "needs residual" in message and "got sigmoid" in message
+        return
+    if isinstance(term, float):
+        assert re.search(rf"target_l0=5 (steers|moves) .*'{activation}'", message), message
+        return
     assert isinstance(term, ff.Term), message
     assert re.search(rf"{term.name}.*needs|needs.*{term.name}", message), message
     assert activation in message or "network" in message or "decoder" in message, message
@@ -134,10 +160,19 @@ def test_most_of_them_do_train(tmp_path):
         except ValueError:
             refused.add(case.values)
     variants = {name: {(a, n) for a, n, v in refused if v == name} for name in VARIANTS}
-    tied = {("gaussian", "tied"), ("gaussian", "deep, tied")}
-    assert variants["usual"] == variants["l1"] == variants["contractive"] == tied
+    never = {("gaussian", "tied"), ("gaussian", "deep, tied"), ("matching_pursuit", "logistic")}
+    assert variants["usual"] == variants["l1"] == variants["contractive"] == never
     for name in members(ff.Corruption):
-        assert variants[name] == tied
+        assert variants[name] == never
     units = {a for a, n in variants["kl"] if n == "linear"}
     assert units == set(members(ff.Activation)) - {"sigmoid", "gaussian"}
-    assert {a for a, n in variants["gaussian_kl"] if n == "linear"} == set(members(ff.Activation)) - {"gaussian"}
+    for name, only in {
+        "gaussian_kl": {"gaussian"},
+        "l0_penalty": {"jumprelu"},
+        "gated_aux": {"gated"},
+        "target_l0": {"sigmoid", "relu", "jumprelu", "gated"},
+    }.items():
+        assert {a for a, n in variants[name] if n == "linear"} == set(members(ff.Activation)) - only
+    for activation in ("sigmoid", "relu", "jumprelu", "gated"):
+        assert not [n for a, n in variants["target_l0"] if a == activation]
+    assert {n for a, n in variants["matryoshka_mse"] if a == "topk"} == set(NETWORKS) - {"linear", "tied"}

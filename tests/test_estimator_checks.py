@@ -20,6 +20,9 @@ CHECKED = [
     ff.SparseAutoencoder(),  # as people use it; the others train for less, because the checks fit a hundred times
     ff.SparseAutoencoder(activation="sigmoid", max_epochs=20),
     ff.SparseAutoencoder(activation="relu", max_epochs=60),
+    ff.SparseAutoencoder(activation="batchtopk", max_epochs=20),
+    ff.SparseAutoencoder(activation="jumprelu", target_l0=0.5, max_epochs=60),  # some checks ask for one latent
+    ff.SparseAutoencoder(activation="gated", max_epochs=60),
     ff.SparseAutoencoder(hidden=(16,), max_epochs=20),
     ff.SparseAutoencoder(loss="bce", max_epochs=20),
     ff.SparseAutoencoder(sparse_output=True, max_epochs=20),

@@ -11,6 +11,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -575,7 +576,13 @@ CANNOT_APPLY = [
     ({"penalty": "kl"}, "penalty='kl' asks for units between 0 and 1, activation='topk' has none"),
     ({"penalty_weight": 2}, "penalty_weight=2 has nothing to weigh.*leave it out, or set penalty='l1'"),
     ({"penalty_weight": 2, "penalty": None}, "penalty_weight=2 has nothing to weigh"),
-    ({"target_l0": 8}, "target_l0=8 is not available yet; set k with activation='topk', or penalty_weight"),
+    ({"target_l0": 8}, "target_l0=8 steers a penalty, and activation='topk' fires k .* without one; use k=8 instead"),
+    ({"target_l0": 8.4, "activation": "batchtopk"}, "activation='batchtopk' fires k .*; use k=8 instead"),
+    ({"target_l0": 8, "activation": "relu", "penalty": None}, "target_l0 steers one penalty, .* got none in mse"),
+    ({"target_l0": 8, "activation": "sigmoid", "rho": 0.1}, "target_l0=8 and rho=0.1 both say .*; leave one out"),
+    ({"target_l0": 8, "activation": "plain", "penalty": "l1"}, "moves thresholds, and activation 'plain' has none"),
+    ({"target_l0": 24, "activation": "relu"}, "target_l0 below 24 latents, got 24"),
+    ({"activation": "matching_pursuit", "loss": "bce"}, "needs residual: .* output identity, got sigmoid"),
     ({"activation": "nope"}, "unknown activation 'nope'; choose from"),
     ({"preprocess": "nope"}, "unknown preprocess 'nope'; choose from"),
     ({"preprocess": "whiten", "loss": "bce"}, "loss='bce' takes values from 0 to 1.*use preprocess='minmax'"),
@@ -665,7 +672,9 @@ def test_the_seed_is_that_of_the_command_line(rows):
     model = sae(random_state=5, preprocess=None, max_epochs=4).fit(rows - rows.mean(0))
     config = ff.TrainConfig(seed=5, epochs=4, learning_rate=4e-3)
     by_hand = ff.Autoencoder(12, 24, ff.TopK(3), seed=5)
-    ff.Trainer(by_hand, rows - rows.mean(0), config=config, progress=False).fit()
+    trainer = ff.Trainer(by_hand, rows - rows.mean(0), config=config, progress=False)
+    trainer.started = True  # an estimator starts from the mean, which is 0; a Trainer from the geometric median
+    trainer.fit()
     assert torch.allclose(by_hand.encoder.W_enc, model.module_.encoder.W_enc, atol=1e-4)
 
 
@@ -764,6 +773,93 @@ def test_the_first_call_decides(rows):
     assert model.n_iter_ == 2
     model.partial_fit(rows[:1])
     assert model.n_iter_ == 3
+
+
+TARGETS = {"relu": 3, "gated": 3, "jumprelu": 3, "sigmoid": 4}
+
+
+def fires(model, rows):
+    codes = model.transform(rows)
+    return codes.sum(1).mean() if model.activation == "sigmoid" else (codes != 0).sum(1).mean()
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+@pytest.mark.parametrize(("activation", "target"), TARGETS.items())
+def test_as_many_fire_as_were_asked_for(activation, target, rows):
+    model = sae(k=None, activation=activation, target_l0=target, max_epochs=300, batch_size=50).fit(rows)
+    assert fires(model, rows) == pytest.approx(target, rel=0.1)
+    assert model.score(rows) > 0.3
+    in_bfloat16 = clone(model).set_params(dtype="bfloat16").fit(rows)
+    assert fires(in_bfloat16, rows) == pytest.approx(target, rel=0.1)
+    assert in_bfloat16.module_.dtype == torch.float32
+    assert in_bfloat16.score(rows) == pytest.approx(model.score(rows), abs=0.02)
+
+
+@pytest.mark.parametrize(("activation", "target"), TARGETS.items())
+def test_a_stream_is_steered_from_call_to_call(activation, target, rows):
+    """Thresholds are started at the first call alone; the penalty goes on from where it was."""
+    model = sae(k=None, activation=activation, target_l0=target, batch_size=40)
+    values, calls = [], 0
+    for _ in range(120):
+        for part in parts(rows):
+            model.partial_fit(part)
+            values.append(model._stream.steering["value"])
+            calls += 1
+    steps = np.diff(np.log(values))
+    assert np.abs(steps).max() < 0.02, "no call jumps"
+    assert len(set(values)) > 500
+    assert fires(model, rows) == pytest.approx(target, rel=0.3)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "gated", "sigmoid"])
+def test_a_steered_stream_interrupted_goes_on_with_the_same_bits(activation, rows):
+    settings = {"k": None, "activation": activation, "target_l0": 3, "batch_size": 16}
+    straight, interrupted = sae(**settings), sae(**settings)
+    for part in parts(rows):
+        straight.partial_fit(part)
+        interrupted = pickle.loads(pickle.dumps(interrupted.partial_fit(part)))
+    assert bits(interrupted, rows) == bits(straight, rows)
+    assert interrupted._stream.steering == straight._stream.steering
+    before = {n: t.clone() for n, t in straight.module_.state_dict().items()}
+    straight.set_params(learning_rate=1e-9).partial_fit(rows[:1])
+    moved = {n: float((t - before[n]).abs().max()) for n, t in straight.module_.state_dict().items()}
+    assert max(moved.values()) < 0.1, "one row does not set the thresholds anew"
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "gated", "matching_pursuit"])
+def test_todays_mechanisms(activation, rows, tmp_path):
+    """Through every verb, kept and brought back; a fractional mean is not a scikit-learn parameter."""
+    k = {} if activation in ("jumprelu", "gated") else {"k": 3}
+    model = sae(**{"k": None, **k}, activation=activation, max_epochs=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ff.SparsityWarning)
+        model.fit(rows)
+    assert model.score(rows) > 0.5
+    codes = model.transform(rows)
+    if k:
+        assert (codes != 0).sum(1).mean() == pytest.approx(3, rel=0.2)
+    assert np.array_equal(model.transform(rows[7:8])[0], codes[7])
+    assert model.module_.network.tied == (activation == "matching_pursuit")
+    assert np.allclose(np.linalg.norm(model.module_.decoder.W_dec.detach(), axis=1), 1, atol=1e-5)
+    model.save(tmp_path / "model")
+    again = SparseAutoencoder.load(tmp_path / "model")
+    assert np.array_equal(again.transform(rows), codes)
+    before = model.module_.state_dict()
+    model.partial_fit(rows)
+    assert before.keys() == model.module_.state_dict().keys()
+
+
+def test_the_weight_of_the_penalty_is_not_that_of_what_helps_it():
+    """GatedAux teaches the gates, whatever L1 costs."""
+    model = ff.Autoencoder(12, 24, "gated")
+    terms = building.make_terms(sae(k=None, activation="gated", penalty_weight=0.25), model)
+    assert {term.name: term.weight for term in terms} == {"mse": 1, "l1": 0.25, "gated_aux": 1, "auxk": 1 / 32}
+    terms = building.make_terms(sae(k=None, activation="gated", penalty="l1", loss="bce"), ff.Autoencoder(
+        12, 24, "gated", network={"name": "linear", "output": "sigmoid"}))  # fmt: skip
+    assert {term.name: term.weight for term in terms} == {"bce": 1, "l1": 0.1, "gated_aux": 1}
+    model = ff.Autoencoder(12, 24, "jumprelu", network={"name": "linear", "output": "sigmoid"})
+    terms = building.make_terms(sae(k=None, activation="jumprelu", loss="bce"), model)
+    assert {term.name: term.weight for term in terms} == {"bce": 1, "l0_penalty": 0.1}
 
 
 def test_fit_starts_afresh(rows):

@@ -202,7 +202,7 @@ def test_save_where_a_file_is(tmp_path: Path) -> None:
         (lambda t, m: m["architecture"]["layout"].update(columns=list("abc")), "a table of 3 columns, the rows have 6"),
         (lambda t, m: m["architecture"]["layout"].update(columns=[1] * 6), "not a kind, a shape and names of columns"),
         (lambda t, m: m["architecture"]["layout"].update(extra=1), "a setting that its architecture does not take"),
-        (lambda t, m: m["architecture"]["network"].update(tied="no"), "expected tied to be bool; got 'no'"),
+        (lambda t, m: m["architecture"]["network"].update(tied="no"), "expected tied to be bool | None; got 'no'"),
         (
             lambda t, m: m["architecture"].update(preprocess={"name": "chain", "steps": ["row_mean"] * 2000}),
             "2013 settings",

@@ -429,7 +429,11 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_module_can_run_what_a_file_says(path):
-    assert list(unsafe(ast.parse(path.read_text()))) == []
+    """One call may load what torch saved: without code, and looked at first (``formats/strict.py``)."""
+    text = path.read_text()
+    allowed = ["torch.load"] if path.relative_to(PACKAGE).as_posix() == "formats/strict.py" else []
+    assert list(unsafe(ast.parse(text))) == allowed
+    assert text.count('torch.load(archive, map_location="cpu", weights_only=True)') == len(allowed)
 
 
 @pytest.mark.parametrize(

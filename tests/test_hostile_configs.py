@@ -471,12 +471,12 @@ def test_numbers_are_checked_however_they_come() -> None:
         (
             lambda: ff.Autoencoder(3, 4, network={"name": "linear", "tied": "no"}),
             TypeError,
-            "expected tied to be bool; got 'no'",
+            r"expected tied to be bool \| None; got 'no'",
         ),
         (
             lambda: ff.Autoencoder(3, 4, network={"name": "linear", "tied": 0}),
             TypeError,
-            "expected tied to be bool; got 0",
+            r"expected tied to be bool \| None; got 0",
         ),
         (
             lambda: ff.Autoencoder(3, 4, network={"name": "linear", "unit_norm": "no"}),

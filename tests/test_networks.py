@@ -265,7 +265,7 @@ def test_the_tensors_of_a_deep_network(tied):
     expected |= {} if tied else {f"decoder.layers.{i}.W_dec": shape for i, shape in enumerate(up)}
     assert shapes == expected
     assert all(t.is_contiguous() for t in model.state_dict().values())
-    assert model.gives == {"logits"}
+    assert model.gives == {"logits", "residual"}
 
 
 def test_several_pre_activations_per_latent():

@@ -58,6 +58,26 @@ def l1(model, out, term):
     return (sizes * norms).sum(axis=1).mean()
 
 
+def matryoshka_mse(model, out, term):
+    """Each prefix by itself, from its own latents."""
+    z, W_dec, b_dec = out.latents.numpy(), arrays(model)["W_dec"], arrays(model)["b_dec"]
+    n_latents = z.shape[1]
+    sizes = {n_latents} | {max(1, round(p * n_latents)) if p < 1 else p for p in term.prefixes}
+    errors = [((z[:, :n] @ W_dec[:n] + b_dec - out.x.numpy()) ** 2).sum(axis=1).mean() for n in sizes]
+    return sum(errors) / len(errors)
+
+
+def l0_penalty(model, out, term):
+    n_active = (out.pre_acts.numpy() > arrays(model)["threshold"]).sum(axis=1).mean()
+    return n_active if term.target is None else (n_active / term.target - 1) ** 2
+
+
+def gated_aux(model, out, term):
+    gates = np.maximum(out.pre_acts.numpy() - float(model.activation.threshold), 0)
+    recon = gates @ arrays(model).get("W_dec", arrays(model)["W_enc"]) + arrays(model)["b_dec"]
+    return ((out.x.numpy() - recon) ** 2).sum(axis=1).mean()
+
+
 def auxk(model, out, term):
     """Row by row, with dead latents 1, 3, 4, 6 (the state that the test gives)."""
     W_dec, dead = arrays(model)["W_dec"], [1, 3, 4, 6]
@@ -96,6 +116,9 @@ FORMULAS = {
     "bce": bce,
     "kl": kl,
     "l1": l1,
+    "matryoshka_mse": matryoshka_mse,
+    "l0_penalty": l0_penalty,
+    "gated_aux": gated_aux,
     "auxk": auxk,
     "weight_decay": weight_decay,
     "gaussian_kl": gaussian_kl,
@@ -112,9 +135,22 @@ SETTINGS = [
     ("l1", {}, "relu", {}),
     ("l1", {}, "sigmoid", {}),
     ("l1", {"by_decoder_norm": True}, "sigmoid", {}),
+    ("matryoshka_mse", {}, "topk", {}),
+    ("matryoshka_mse", {"prefixes": [1, 3, 7]}, "relu", {}),
+    ("matryoshka_mse", {"prefixes": [0.25, 0.5]}, "batchtopk", {}),
+    ("matryoshka_mse", {"prefixes": [2, 8]}, "sigmoid", {}),
+    ("matryoshka_mse", {"prefixes": []}, "topk", {}),
+    ("l0_penalty", {}, "jumprelu", {}),
+    ("l0_penalty", {"target": 2.5}, "jumprelu", {}),
+    ("gated_aux", {}, "gated", {}),
+    ("gated_aux", {}, "gated", {"network": {"name": "linear", "tied": True}}),
     ("auxk", {}, "topk", {}),
     ("auxk", {"k_aux": 1}, "topk", {}),
     ("auxk", {"k_aux": 4}, "relu", {}),
+    ("auxk", {}, "batchtopk", {}),
+    ("auxk", {}, "jumprelu", {}),
+    ("auxk", {}, "gated", {}),
+    ("auxk", {}, "matching_pursuit", {"network": {"name": "linear", "tied": False}}),
     ("weight_decay", {}, "sigmoid", {}),
     ("weight_decay", {}, "sigmoid", {"network": {"name": "linear", "tied": True}}),
     ("gaussian_kl", {}, "gaussian", {}),
@@ -123,6 +159,10 @@ SETTINGS = [
     ("contractive", {}, "relu", {"network": {"name": "linear", "tied": True}}),
     ("contractive", {"method": "exact"}, "topk", {}),
     ("contractive", {"method": "exact"}, "gaussian", {}),
+    ("contractive", {}, "jumprelu", {}),
+    ("contractive", {}, "gated", {}),
+    ("contractive", {}, "batchtopk", {}),
+    ("contractive", {"method": "exact"}, "matching_pursuit", {}),
     ("contractive", {"method": "exact"}, "sigmoid", {"network": {"name": "mlp", "hidden": [6, 7]}}),
 ]
 ROUNDING = {"contractive": 1e-7}
@@ -150,7 +190,13 @@ def test_formula(name, settings, activation, model_settings, seed):
     assert float(value) == pytest.approx(FORMULAS[name](model, out, term), rel=ROUNDING.get(name, 1e-12))
 
 
-SUITS = {"kl": "sigmoid", "gaussian_kl": "gaussian", "contractive": "sigmoid"}
+SUITS = {
+    "kl": "sigmoid",
+    "gaussian_kl": "gaussian",
+    "contractive": "sigmoid",
+    "l0_penalty": "jumprelu",
+    "gated_aux": "gated",
+}
 """an activation that gives what the term needs, where topk does not"""
 
 
@@ -237,6 +283,7 @@ def test_none_dead_costs_nothing():
 def test_none_dead_trains_all_the_same():
     config = ff.TrainConfig(steps=3, batch_size=7, dead_after=1000)
     trainer = ff.Trainer(ff.Autoencoder(5, 8), ff.ArraySource(random(7, 5)), [ff.AuxK()], config, progress=False)
+    trainer.started = True
     before = {n: p.clone() for n, p in trainer.model.state_dict().items()}
     assert trainer.fit()[-2]["auxk"] == 0
     after = trainer.model.state_dict()  # unit rows rescaled to unit rows: the last bit may change
@@ -479,8 +526,12 @@ REFUSALS = {
     "auxk": (
         "sigmoid",
         {},
-        "'auxk' needs scores.*'sigmoid'.*given by: activation relu, activation topk, activation wta",
+        "'auxk' needs scores.*'sigmoid'.*given by: activation relu, activation wta, activation gated, "
+        "activation jumprelu, activation matching_pursuit, activation topk, activation batchtopk",
     ),
+    "l0_penalty": ("gated", {}, "'l0_penalty' needs threshold.*'gated'.*given by: activation jumprelu"),
+    "gated_aux": ("jumprelu", {}, "'gated_aux' needs gate.*'jumprelu'.*given by: activation gated"),
+    "matryoshka_mse": ("topk", {"name": "mlp", "hidden": [4]}, "'matryoshka_mse' needs linear_decoder.*'mlp'"),
     "bce": ("topk", {}, "'bce' needs output_logits.*output identity.*given by: output sigmoid"),
     "l1": ("relu", {"output": "sigmoid"}, "'l1' needs linear_decoder.*output sigmoid.*given by: network linear"),
 }
