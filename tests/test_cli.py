@@ -228,7 +228,7 @@ def test_the_hint_for_a_tab_works_when_pasted(fails, call, tmp_path):
 def test_what_is_not_there_is_said_in_words_of_the_command_line(fails, tmp_path):
     line = fails(2, "train", "gone.csv", "--out", "run")
     assert line.startswith(
-        "fewfire: no such file or folder: gone.csv; expected a built-in name (digits, patches), a path"
+        "fewfire: no such file or folder: gone.csv; expected a built-in name (digits, patches, world), a path"
     )
     assert "array" not in line
     assert "Source" not in line
@@ -336,7 +336,7 @@ def test_info(call, run):
         ("train rows.npy extra --out new", "unexpected extra argument"),
         ("train rows.npy --out", "--out"),
         ("train rowz.npy --out new", "no such file or folder: rowz.npy"),
-        ("train digit --out new", "no such file or folder: digit; expected a built-in name (digits, patches)"),
+        ("train digit --out new", "no such file or folder: digit; expected a built-in name (digits, patches, world)"),
         ("train . --out new", "cannot tell how to read"),
         ("train text.npy --out new", "fewfire: text.npy: it is not a .npy file"),
         ("train flat.npy --out new", "flat.npy: x must be (n, columns)"),

@@ -331,7 +331,7 @@ def test_it_is_matching_pursuit(k):
     assert model.network.tied and model.network.unit_norm
     assert torch.allclose(model.decoder.W_dec.norm(dim=1), torch.ones(20, dtype=torch.float64))
     with torch.no_grad():
-        model.encoder.b_enc.copy_(0.1 * random(20, seed=2))
+        model.encoder.b_enc.copy_(0.1 * random(20, seed=2) - 0.6)
         model.decoder.b_dec.copy_(random(6, seed=3))
         codes = model.encode(x).numpy()
     W, b_enc, b_dec = (t.detach().numpy() for t in (model.decoder.W_dec, model.encoder.b_enc, model.decoder.b_dec))
@@ -339,6 +339,8 @@ def test_it_is_matching_pursuit(k):
     assert np.abs(codes - expected).max() < 1e-12
     assert (codes != 0).sum(1).max() <= k
     assert (codes != 0).sum() > 0
+    assert (codes >= 0).all(), "in some rounds no answer is above 0"
+    assert k == 1 or len(np.unique((codes != 0).sum(1))) > 1
 
 
 def test_a_latent_may_win_again():
