@@ -96,6 +96,7 @@ STATE = {
     "misses": 0,
     "validation_due": False,
     "threads": 1,
+    "steering": {"first": 1.0, "moved": -0.25, "push": 0.5, "reach": 0.125, "value": 0.75},
     "run": {"train": {"seed": 0}, "data": "0123"},
 }
 
@@ -917,8 +918,8 @@ SINCE = "state/since_fired"
             "is not a checkpoint: expected format 'fewfire-checkpoint'",
         ),
         (lambda f: f.metadata.pop("format"), "got None"),
-        (lambda f: f.metadata.pop("format_version"), "in format 0, this fewfire resumes format 1"),
-        (lambda f: f.metadata.update(format_version=2), "finish the run with the fewfire that began it"),
+        (lambda f: f.metadata.pop("format_version"), "in format 0, this fewfire resumes format 2"),
+        (lambda f: f.metadata.update(format_version=1), "finish the run with the fewfire that began it"),
         (lambda f: f.metadata.update(format_version=True), "in format True"),
         (lambda f: f.metadata.update(format_version="1"), "in format '1'"),
         (lambda f: f.metadata.update(news=1), "unknown or wrong entries: 'news'"),

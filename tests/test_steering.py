@@ -290,6 +290,18 @@ def test_a_run_is_not_resumed_with_another_target(tmp_path):
         make("relu", None, tmp_path, target_l0=9, steps=4, checkpoint_every=2).fit(resume=True)
 
 
+@pytest.mark.parametrize(
+    "state", [None, [], {}, {"first": 1.0}, {"first": 1, "moved": 0, "push": 0, "reach": math.nan, "value": 1},
+              {"first": 1, "moved": 0, "push": 0, "reach": "0", "value": 1}]
+)  # fmt: skip
+def test_a_state_that_is_none_is_refused(state):
+    steering = make("relu", target_l0=8).steering
+    before = steering.state()
+    with pytest.raises(ValueError, match="expected the state of steering to be numbers first, moved, push, reach, val"):
+        steering.restore(state)
+    assert steering.state() == before
+
+
 def test_steering_has_its_own_state():
     """What is saved is all there is."""
     trainer = make("relu", target_l0=8, steps=30)

@@ -95,7 +95,21 @@ class Steering:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Be where :meth:`state` was taken."""
+        """Be where :meth:`state` was taken.
+
+        Raises
+        ------
+        ValueError
+            It is no such state.
+        """
+        numbers = isinstance(state, Mapping) and all(
+            type(v) in (float, int) and math.isfinite(v) for v in state.values()
+        )
+        if not numbers or state.keys() != self.state().keys():
+            raise ValueError(
+                f"expected the state of steering to be numbers {', '.join(self.state())}; got {state!r:.100}. Of a "
+                "checkpoint: remove the file"
+            )
         self.first, self.moved, self.push, self.reach = (state[k] for k in ("first", "moved", "push", "reach"))
         setattr(self.term, self.setting, state["value"])
 
