@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from fewfire.autoencoder import Autoencoder
     from fewfire.calibration import calibrate
-    from fewfire.comparison import stability
+    from fewfire.comparison import ViewShares, stability, view_shares
     from fewfire.contracts import Batch, ForwardOutput, Layout, Source, SparseCodes, TrainState
     from fewfire.conversion import load
     from fewfire.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fewfire.files import save
     from fewfire.networks import Linear, Mlp, Network
     from fewfire.preprocess import Preprocess
-    from fewfire.sources import ArraySource, SyntheticWorld, digits, open_source, patches
+    from fewfire.sources import ArraySource, SyntheticWorld, Views, digits, open_source, patches
     from fewfire.terms import (
         BCE,
         L1,
@@ -77,7 +77,7 @@ _HOME = {
     ),
     "fewfire.autoencoder": ("Autoencoder",),
     "fewfire.calibration": ("calibrate",),
-    "fewfire.comparison": ("stability",),
+    "fewfire.comparison": ("ViewShares", "stability", "view_shares"),
     "fewfire.conversion": ("load",),
     "fewfire.contracts": ("Batch", "ForwardOutput", "Layout", "Source", "SparseCodes", "TrainState"),
     "fewfire.corruptions": ("Corruption", "GaussianNoise", "Masking", "SaltAndPepper"),
@@ -93,7 +93,7 @@ _HOME = {
     "fewfire.files": ("save",),
     "fewfire.networks": ("Linear", "Mlp", "Network"),
     "fewfire.preprocess": ("Preprocess",),
-    "fewfire.sources": ("ArraySource", "SyntheticWorld", "digits", "open_source", "patches"),
+    "fewfire.sources": ("ArraySource", "SyntheticWorld", "Views", "digits", "open_source", "patches"),
     "fewfire.terms": (
         "BCE",
         "L1",
@@ -164,6 +164,8 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "VariationalAutoencoder",
+    "ViewShares",
+    "Views",
     "WeightDecay",
     "WinnerTakeAll",
     "__version__",
@@ -178,6 +180,7 @@ __all__ = [
     "save",
     "stability",
     "variational",
+    "view_shares",
 ]
 
 

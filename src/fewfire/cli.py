@@ -42,10 +42,14 @@ DataArg = Annotated[
     typer.Argument(
         metavar="DATA",
         help="A file (.npy, .npz, .csv, .parquet, .safetensors), a folder of images, or a built-in name: digits, "
-        "patches.",
+        "patches, world.",
     ),
 ]
 MaybeData = Annotated[str | None, typer.Argument(metavar="[DATA]", help="Default: what the run was trained on.")]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="data.options.NAME=VALUE, of DATA: a target or views of its own. Repeatable."),
+]
 OutFile = Annotated[Path, typer.Option("--out", help="The file to write.")]
 
 
@@ -86,6 +90,7 @@ def evaluate(
         Path | None,
         typer.Option("--compare", metavar="RUN", help="Also how alike the features of another run are."),
     ] = None,
+    settings: DataOptions = None,
 ) -> None:
     """How well and how sparsely the model describes the rows; what the codes know of LABELS; how alike another run is.
 
@@ -94,10 +99,10 @@ def evaluate(
     """
     from fewfire.evaluation import evaluate as measure
     from fewfire.report import METRICS
-    from fewfire.runs import open_run
+    from fewfire.runs import data_options, open_run
 
     opened = open_run(run)
-    source = opened.source(data)
+    source = opened.source(data, data_options(settings or ()))
     result: dict[str, Any] = dict(measure(opened.model, source))
     if labels is not None:
         from fewfire.probing import probe, read_labels
@@ -145,26 +150,28 @@ def _print_probe(views: dict[str, dict[str, float]]) -> None:
 
 
 @app.command()
-def encode(run: RunPath, data: DataArg, out: OutFile) -> None:
+def encode(run: RunPath, data: DataArg, out: OutFile, settings: DataOptions = None) -> None:
     """Write the latents of every row: .npz (CSR), .parquet or .npy (dense)."""
     from fewfire.outputs import check_not_input, write_codes
-    from fewfire.runs import open_run
+    from fewfire.runs import data_options, open_run
 
     check_not_input(data, out)
     opened = open_run(run)
-    shape = write_codes(opened.model, opened.source(data), out)
+    source = opened.source(data, data_options(settings or ()), inputs_only=True)
+    shape = write_codes(opened.model, source, out)
     _say(f"{out}: {shape[0]:,} rows of {shape[1]:,} latents")
 
 
 @app.command()
-def reconstruct(run: RunPath, data: DataArg, out: OutFile) -> None:
+def reconstruct(run: RunPath, data: DataArg, out: OutFile, settings: DataOptions = None) -> None:
     """Write the reconstruction of every row, a denoiser's output: .npy or .parquet."""
     from fewfire.outputs import check_not_input, write_reconstructions
-    from fewfire.runs import open_run
+    from fewfire.runs import data_options, open_run
 
     check_not_input(data, out)
     opened = open_run(run)
-    shape = write_reconstructions(opened.model, opened.source(data), out)
+    source = opened.source(data, data_options(settings or ()), inputs_only=True)
+    shape = write_reconstructions(opened.model, source, out)
     _say(f"{out}: {shape[0]:,} rows of shape {' x '.join(map(str, shape[1:]))}")
 
 
@@ -176,15 +183,17 @@ def score(
     threshold: Annotated[
         float | None, typer.Option(help="A row above it is an anomaly. Default: 99 % of the training rows are below.")
     ] = None,
+    settings: DataOptions = None,
 ) -> None:
     """Write how unusual every row is, and which columns make it so: .csv or .parquet."""
     from fewfire.outputs import check_not_input
-    from fewfire.runs import open_run
+    from fewfire.runs import data_options, open_run
     from fewfire.scoring import write_scores
 
     check_not_input(data, out)
     opened = open_run(run)
-    rows, anomalies = write_scores(opened.model, opened.source(data), out, above=opened.threshold(threshold))
+    source = opened.source(data, data_options(settings or ()))
+    rows, anomalies = write_scores(opened.model, source, out, above=opened.threshold(threshold))
     _say(f"{out}: {rows:,} rows, {anomalies:,} of them anomalies")
 
 
@@ -219,13 +228,13 @@ def info(
 
 
 @app.command()
-def report(run: RunPath, data: MaybeData = None) -> None:
+def report(run: RunPath, data: MaybeData = None, settings: DataOptions = None) -> None:
     """Write report.html: what was learned, as pictures, in one file."""
     from fewfire.report import write_report
-    from fewfire.runs import open_run
+    from fewfire.runs import data_options, open_run
 
     opened = open_run(run)
-    _say(str(write_report(opened, opened.source(data))))
+    _say(str(write_report(opened, opened.source(data, data_options(settings or ())))))
 
 
 @app.command()

@@ -9,7 +9,7 @@ A run folder::
     report.html      for a person
 """
 
-from fewfire.runs.config import DataConfig, ModelConfig, RunConfig, load_config, schema
+from fewfire.runs.config import DataConfig, ModelConfig, RunConfig, data_options, load_config, schema
 from fewfire.runs.folder import Run, make_trainer, open_run, train
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ModelConfig",
     "Run",
     "RunConfig",
+    "data_options",
     "load_config",
     "make_trainer",
     "open_run",

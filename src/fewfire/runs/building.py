@@ -33,7 +33,8 @@ def make_trainer(
         config.model.activation,
         network=config.model.network,
         d_out=source.target_shape,
-        preprocess=_preprocess(config.data.preprocess, source),
+        preprocess=_preprocess(config.data.preprocess, source, "suggested_preprocess"),
+        preprocess_out=_preprocess_out(config.data.preprocess_out, source),
         layout=source.layout,
         seed=config.train.seed,
     )
@@ -44,18 +45,31 @@ def make_trainer(
     return trainer
 
 
-def _preprocess(spec: Any, source: Source) -> Any:
+def _preprocess(spec: Any, source: Source, suggestion: str) -> Any:
     if spec != "auto":
         return spec
-    suggested = getattr(source, "suggested_preprocess", None)
+    suggested = getattr(source, suggestion, None)
     return "standardize" if suggested is None else suggested
+
+
+def _preprocess_out(spec: Any, source: Source) -> Any:
+    """Targets have scales of their own, in which the rows' would leave them far from 1."""
+    if getattr(source, "has_target", source.target_shape != source.row_shape):
+        return _preprocess(spec, source, "suggested_preprocess_out")
+    if spec not in ("auto", None):
+        raise ValueError(
+            f"data.preprocess_out={spec!r:.60} is for targets, and the data give none; name them with "
+            "data.options.target, or leave it out"
+        )
+    return None
 
 
 def resolved(config: RunConfig, trainer: Trainer) -> RunConfig:
     """The configuration with what the trainer made of its defaults, so that it can be run again as it stands."""
     described = trainer.model.config()
+    preprocess = {k: described[k] for k in ("preprocess", "preprocess_out") if k == "preprocess" or described[k]}
     return RunConfig(
-        data=config.data.model_copy(update={"preprocess": described["preprocess"]}),
+        data=config.data.model_copy(update=preprocess),
         model=ModelConfig(**{k: described[k] for k in ("n_latents", "activation", "network")}),
         objective=[term.config() for term in trainer.terms.values()],
         corruption=trainer.corruption.config() if trainer.corruption else None,
@@ -80,12 +94,13 @@ def provenance(trainer: Trainer, data: str) -> dict[str, Any]:
     }
 
 
-def open_like(model: Autoencoder, options: Mapping[str, Any], data: Any) -> Source:
+def open_like(model: Autoencoder, options: Mapping[str, Any], data: Any, given: Mapping[str, Any]) -> Source:
     """Other data for a trained model, read as its own were.
 
     A file with named columns gives those that the model knows, by name and in the model's order, whatever else it
     holds; windows are cut as in training. Of the ``options`` of the training data, those count that this kind of
-    data has.
+    data has; ``target`` and ``views``, which no kind has, stay with the rows that they were given with. ``given`` are
+    options of these data, such as a target of their own.
     """
     layout = model.layout
     wanted = {name: value for name, value in options.items() if name not in ("columns", "drop")}
@@ -94,7 +109,11 @@ def open_like(model: Autoencoder, options: Mapping[str, Any], data: Any) -> Sour
     if layout.columns:
         wanted["columns"] = list(layout.columns)
     possible = _options_of(data)
-    return open_source(data, **{name: value for name, value in wanted.items() if name in possible})
+    kept = {name: value for name, value in wanted.items() if name in possible}
+    own = dict(given)
+    if own.get("views") is not None and layout.columns:  # the files' names may be others, the views are the same
+        own.setdefault("view_names", list(dict.fromkeys(name.partition(":")[0] for name in layout.columns)))
+    return open_source(data, **{**kept, **own})
 
 
 def _options_of(data: Any) -> set[str]:

@@ -19,7 +19,7 @@ from fewfire.runs.plain_yaml import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from fewfire.terms import Term
 from fewfire.trainer import TrainConfig, complaint
 
-__all__ = ["DataConfig", "ModelConfig", "RunConfig", "load_config", "schema"]
+__all__ = ["DataConfig", "ModelConfig", "RunConfig", "data_options", "load_config", "schema"]
 
 MAX_WHOLE = 2**53
 """Whole numbers beyond are not exact everywhere, and no setting needs one."""
@@ -35,11 +35,16 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """What to train on."""
 
-    path: str | None = Field(None, description="a file, or a built-in name (digits, patches)")
+    path: str | None = Field(None, description="a file, or a built-in name (digits, patches, world)")
     kind: str | None = Field(None, description="how to read the file; None: by its ending")
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the source, such as a patch size")
     preprocess: Spec | list[Spec] | None = Field(
         "auto", description="steps from data space to model space; auto: what suits the source; null: none"
+    )
+    preprocess_out: Spec | list[Spec] | None = Field(
+        "auto",
+        description="the same of targets, where rows have their own (options.target); auto: what suits the target; "
+        "null: preprocess if target and row are of one shape, else none",
     )
 
 
@@ -140,6 +145,20 @@ def load_config(file: str | Path | None = None, settings: Sequence[str] = (), **
     except ValidationError as error:
         sentence = complaint(error, RunConfig, "`fewfire config` prints")
         raise ValueError(sentence if file is None or settings else f"{file}: {sentence}") from None
+
+
+def data_options(settings: Sequence[str]) -> dict[str, Any]:
+    """Options of other data than those of a run, from ``data.options.NAME=VALUE`` settings; errors as `load_config`'s.
+
+    Raises
+    ------
+    ValueError
+        A setting is of something else: the model is trained.
+    """
+    for setting in settings:
+        if not setting.startswith("data.options."):
+            raise ValueError(f"expected --set data.options.NAME=VALUE, of DATA; got {one_line(setting, 60)!r}")
+    return load_config(None, settings).data.options
 
 
 def _value(key: str, text: str, what: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +39,24 @@ class Run:
         log = self.path / "metrics.jsonl"
         return read_metrics(log) if log.exists() else []
 
-    def source(self, data: Any = None) -> Source:
+    def source(
+        self, data: Any = None, options: Mapping[str, Any] | None = None, *, inputs_only: bool = False
+    ) -> Source:
         """The data given, or those that the run was trained on; named again, they are opened as they were then.
+
+        Parameters
+        ----------
+        options
+            Of other data, as ``open_source`` takes them: ``{"target": "out.npy"}``.
+        inputs_only
+            Other data may come without targets, where the run was trained on pairs.
 
         Raises
         ------
         ValueError
             Nothing was given, and the run does not know its data, or they are no longer what it was trained on: a
-            configuration from somebody else may name any file of this machine.
+            configuration from somebody else may name any file of this machine. Or there are options without other
+            data, or no target in other data of a run that was trained on pairs.
 
         Warns
         -----
@@ -54,7 +64,7 @@ class Run:
             The data that the run was trained on are no longer what they were, and were named again.
         """
         own = DataConfig() if self.config is None else self.config.data
-        if own.path is not None and (data is None or _same_path(data, own.path)):
+        if not options and own.path is not None and (data is None or _same_path(data, own.path)):
             source = _open(own)
             if self._has_changed(source):
                 complaint = f"{own.path} is not, or no longer, what {self.path} was trained on"
@@ -62,9 +72,17 @@ class Run:
                     raise ValueError(f"{complaint}; name the data to use them all the same")
                 warnings.warn(complaint, stacklevel=2)
             return source
+        if data is None and options:
+            raise ValueError(f"{', '.join(options)}: options are of other data than the run's own; name the data")
         if data is None:
             raise ValueError(f"{self.path} does not say what it was trained on; name the data")
-        return open_like(self.model, own.options, data)
+        source = open_like(self.model, own.options, data, options or {})
+        if own.options.get("target") is not None and not inputs_only and not getattr(source, "has_target", False):
+            raise ValueError(
+                f"{self.path} was trained on pairs, and {data!s:.60} are rows without targets; name them: "
+                "target=..., on the command line --set data.options.target=FILE"
+            )
+        return source
 
     def _has_changed(self, source: Source) -> bool:
         recorded = self.provenance.get("data_fingerprint")
@@ -113,7 +131,8 @@ def open_run(path: str | Path) -> Run:
 def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress: bool | None = None) -> Run:
     """Train and leave a run folder.
 
-    The configuration in it names the data by their absolute path, so that the run can be used from anywhere.
+    The configuration in it names the data, and what stands beside them, by their absolute paths, so that the run can be
+    used from anywhere.
 
     Raises
     ------
@@ -127,13 +146,13 @@ def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress:
     out = Path(out)
     given = config.data.path
     if given is None:
-        raise ValueError("nothing to train on: expected data.path, a file or a built-in name (digits, patches)")
+        raise ValueError("nothing to train on: expected data.path, a file or a built-in name (digits, patches, world)")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; expected the name of a folder for the run")
     if not resume:
         _check_unused(out)
     trainer = make_trainer(config, _open(config.data), folder=out, progress=progress)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"path": _absolute(given)})})
+    config = config.model_copy(update={"data": _rooted(config.data)})
     settled = resolved(config, trainer)
     with _writing(out, resume):
         if not _checkpoints(out):
@@ -203,6 +222,21 @@ def _absolute(path: str) -> str:
     if (path in KINDS and KINDS[path].accepts is None) or not Path(path).exists():
         return path
     return os.path.abspath(path)  # noqa: PTH100  # also without the ".." that Path.absolute keeps
+
+
+def _rooted(data: DataConfig) -> DataConfig:
+    """With every path from the root: of the data, and of their target and views."""
+    beside = {name: _absolute_all(data.options[name]) for name in ("target", "views") if name in data.options}
+    return data.model_copy(update={"path": _absolute_all(data.path), "options": {**data.options, **beside}})
+
+
+def _absolute_all(given: Any) -> Any:
+    """A path, a list of them, or ``{path: ..., option: value}``."""
+    if isinstance(given, list | tuple):
+        return [_absolute_all(one) for one in given]
+    if isinstance(given, dict):
+        return {name: _absolute_all(value) if name == "path" else value for name, value in given.items()}
+    return _absolute(given) if isinstance(given, str) else given
 
 
 def _open(data: DataConfig) -> Source:

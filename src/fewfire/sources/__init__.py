@@ -9,6 +9,8 @@ a short label, and ``suggested_preprocess``, what suits their data. ``open_sourc
     open_source("table.parquet")            # or .csv: streamed, larger than memory if need be
     open_source("sensors.csv", window=64)   # windows of a time series
     open_source("photographs/", patch=8)    # a folder of pictures, whole or in patches
+    open_source("in.npy", target="out.npy")  # what a layer was given, and what it made of it
+    open_source("a.npy", views=["b.npy"])   # several views of the same rows
     open_source(array)                      # numpy, torch, a DataFrame, a sparse matrix
 
 How to add a kind: :mod:`fewfire.sources.registry`.
@@ -26,6 +28,7 @@ from fewfire.sources.parquet import ParquetSource
 from fewfire.sources.registry import KINDS, Kind
 from fewfire.sources.safetensors import SafetensorsSource
 from fewfire.sources.synthetic import SyntheticWorld, world
+from fewfire.sources.views import Pairs, Views
 from fewfire.sources.windows import cut_windows
 
 __all__ = [
@@ -37,9 +40,11 @@ __all__ = [
     "Kind",
     "NpySource",
     "NpzSource",
+    "Pairs",
     "ParquetSource",
     "SafetensorsSource",
     "SyntheticWorld",
+    "Views",
     "cut_windows",
     "digits",
     "image_folder",

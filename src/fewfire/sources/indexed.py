@@ -55,6 +55,12 @@ class IndexedSource:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {len(self)} rows of {self.row_shape}>"
 
+    @property
+    def has_target(self) -> bool:
+        """Whether what is reconstructed from a row is something else than the row itself."""
+        x_in, x = self._gather(slice(0, 1))
+        return x is not x_in
+
     # ---------------------------------------------------------------------------------------------- batches
 
     def batches(

@@ -5,20 +5,29 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fewfire.contracts import Source
 from fewfire.sources.arrays import ArraySource
 from fewfire.sources.registry import KINDS, Kind
+from fewfire.sources.views import Pairs, Views
 from fewfire.sources.windows import cut_windows
 
 __all__ = ["open_source"]
 
 
 def open_source(
-    data: Any, *, kind: str | None = None, window: int | None = None, stride: int | None = None, **options: Any
+    data: Any,
+    *,
+    kind: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    views: Any = None,
+    view_names: Any = None,
+    target: Any = None,
+    **options: Any,
 ) -> Source:
     """A source from whatever holds the data.
 
@@ -32,6 +41,11 @@ def open_source(
         The kind of a path whose ending does not tell, one of ``KINDS``.
     window, stride
         Rows become windows of so many consecutive rows, one every ``stride`` (1) rows: see :func:`cut_windows`.
+    views, view_names
+        More views of the same rows, a list, and what they and ``data``, the first, are called: see :class:`Views`.
+    target
+        What to reconstruct from the rows: see :class:`Pairs`. A view or a target is what ``data`` may be, or
+        ``{"path": ..., option: value}`` for one that takes options of its own.
     options
         For whatever opens the data, such as ``size=12`` for "patches".
 
@@ -44,6 +58,15 @@ def open_source(
     ValueError
         The kind is unknown, an option is, or the data cannot be used.
     """
+    if target is not None:
+        rows = open_source(data, kind=kind, window=window, stride=stride, views=views, view_names=view_names, **options)
+        return Pairs(rows, _open_another(target))
+    if views is not None:
+        first = open_source(data, kind=kind, window=window, stride=stride, **options)
+        more = views if isinstance(views, list | tuple) else [views]
+        return Views([first, *map(_open_another, more)], view_names)
+    if view_names is not None:
+        raise ValueError(f"view_names={view_names!r:.60} are names of views; say which they are with views=[...]")
     if window is not None:
         return cut_windows(open_source(data, kind=kind, **options), window, 1 if stride is None else stride)
     if stride is not None:
@@ -67,6 +90,15 @@ def open_source(
     if not hasattr(data, "__array__") and not hasattr(data, "toarray") and not isinstance(data, list | tuple):
         raise TypeError(f"cannot read data from a {type(data).__name__}; expected {_supported()}")
     return _call(ArraySource, "an array", (data,), options)
+
+
+def _open_another(given: Any) -> Source:
+    """A source that stands beside another, with options of its own if it is a mapping."""
+    if not isinstance(given, Mapping):
+        return open_source(given)
+    if "path" not in given:
+        raise ValueError(f"expected a path, or {{path: ..., option: value}}; got {dict(given)!r:.80}")
+    return open_source(given["path"], **{str(name): value for name, value in given.items() if name != "path"})
 
 
 def _kind_of(path: Path, kind: str | None) -> Kind:

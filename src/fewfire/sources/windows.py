@@ -64,8 +64,7 @@ def cut_windows(source: Source, window: int, stride: int = 1) -> Source:
         (batch,) = source.batches(len(source), shuffle=False)
         return _WindowSource(ArraySource(batch.x), window, stride, of=source)
     if isinstance(source, IndexedSource) and source._index is None:
-        x_in, x = source._gather(slice(0, 1))
-        if x is not x_in:
+        if source.has_target:
             raise ValueError(
                 f"{label} has a target beside its rows; windows are cut from rows that are their own target"
             )
