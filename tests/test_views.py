@@ -253,9 +253,15 @@ def csv(folder):
         (lambda x, folder: Pairs(cut_windows(ff.ArraySource(x), 3), x[2:]), ValueError, "the data, 'array': windows"),
         (lambda x, folder: Pairs(x, "out.npy"), TypeError, r"open the file first: ff.open_source\('out.npy'\)"),
         (lambda x, folder: Pairs(x, x[:, 0]), ValueError, "shape"),
-        (lambda x, folder: open_source(x, target="gone.npy"), FileNotFoundError, "gone.npy"),
-        (lambda x, folder: open_source(x, target=7), TypeError, "cannot read data from a int"),
+        (
+            lambda x, folder: open_source(x, target="gone.npy"),
+            FileNotFoundError,
+            "target: no such file or folder: gone.npy",
+        ),
+        (lambda x, folder: open_source(x, target=7), TypeError, "target: cannot read data from a int"),
         (lambda x, folder: open_source(x, target={"pth": "x"}), ValueError, r"expected a path, or \{path: ..., option"),
+        (lambda x, folder: open_source(x, target={"path": x, "data": x}), ValueError, "target: expected a path, or"),
+        (lambda x, folder: open_source(x, views=[x, "gone.npy"]), FileNotFoundError, "view 2: no such file"),
         (lambda x, folder: open_source(x, view_names=["a"]), ValueError, "say which they are with views"),
         (lambda x, folder: ff.Views([x]), ValueError, "expected two views or more; got 1"),
         (lambda x, folder: ff.Views([x, x[1:]]), ValueError, "array has 4,000, array has 3,999"),
@@ -264,6 +270,7 @@ def csv(folder):
         (lambda x, folder: ff.Views([x, x], names=["a"]), ValueError, "a name for each of the 2 views"),
         (lambda x, folder: ff.Views([x, x], names=["a", "a"]), ValueError, "all different"),
         (lambda x, folder: ff.Views([x, x], names=["a:b", "c"]), ValueError, "without ':'"),
+        (lambda x, folder: ff.Views([x, x], names=x), ValueError, "a name for each"),
         (lambda x, folder: ff.Views([x, x], names="ab"), ValueError, "a name for each"),
     ],
 )
@@ -428,7 +435,10 @@ def test_a_crosscoder_from_files_and_back(folder, fewfire):
         np.save(f"{name}2.npy", np.load(f"{name}.npy"))
     fewfire("encode", "run", "in2.npy", "--set", "data.options.views=[same2.npy]", "--out", "others.npy")
     assert np.array_equal(np.load("own.npy"), np.load("others.npy")), "files of other names are the same views"
-    with pytest.raises(ValueError, match=r"expected .* \(rows, 2, 16\); got \(400, 16\)"):
+    np.save("both.npy", both)
+    fewfire("encode", "run", "both.npy", "--out", "one.npy")
+    assert np.array_equal(np.load("own.npy"), np.load("one.npy")), "a file (n, V, D) is views as it stands"
+    with pytest.raises(ValueError, match=r"shape \(2, 16\), in2.npy are rows of shape \(16,\); name the other views"):
         fewfire("encode", "run", "in2.npy", "--out", "z.npy")
 
 

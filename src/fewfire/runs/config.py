@@ -37,7 +37,10 @@ class DataConfig(_Section):
 
     path: str | None = Field(None, description="a file, or a built-in name (digits, patches, world)")
     kind: str | None = Field(None, description="how to read the file; None: by its ending")
-    options: dict[str, Any] = Field(default_factory=dict, description="settings of the source, such as a patch size")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of the source, such as a patch size; target and views: other data with as many rows",
+    )
     preprocess: Spec | list[Spec] | None = Field(
         "auto", description="steps from data space to model space; auto: what suits the source; null: none"
     )

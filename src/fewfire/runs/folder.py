@@ -56,7 +56,7 @@ class Run:
         ValueError
             Nothing was given, and the run does not know its data, or they are no longer what it was trained on: a
             configuration from somebody else may name any file of this machine. Or there are options without other
-            data, or no target in other data of a run that was trained on pairs.
+            data, or no target or views in other data of a run that was trained on them.
 
         Warns
         -----
@@ -77,10 +77,16 @@ class Run:
         if data is None:
             raise ValueError(f"{self.path} does not say what it was trained on; name the data")
         source = open_like(self.model, own.options, data, options or {})
-        if own.options.get("target") is not None and not inputs_only and not getattr(source, "has_target", False):
+        has_target = inputs_only or getattr(source, "has_target", False)
+        if own.options.get("target") is not None and not has_target:
             raise ValueError(
                 f"{self.path} was trained on pairs, and {data!s:.60} are rows without targets; name them: "
-                "target=..., on the command line --set data.options.target=FILE"
+                "--set data.options.target=FILE"
+            )
+        if own.options.get("views") is not None and tuple(source.row_shape) != self.model.input_shape:
+            raise ValueError(
+                f"{self.path} was trained on views of shape {self.model.input_shape}, {data!s:.60} are rows of shape "
+                f"{source.row_shape}; name the other views: --set 'data.options.views=[FILE, ...]'"
             )
         return source
 

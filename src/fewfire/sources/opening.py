@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewfire.contracts import Source
+from fewfire.disk import one_line
 from fewfire.sources.arrays import ArraySource
 from fewfire.sources.registry import KINDS, Kind
 from fewfire.sources.views import Pairs, Views
@@ -60,11 +61,11 @@ def open_source(
     """
     if target is not None:
         rows = open_source(data, kind=kind, window=window, stride=stride, views=views, view_names=view_names, **options)
-        return Pairs(rows, _open_another(target))
+        return Pairs(rows, _open_another(target, "target"))
     if views is not None:
         first = open_source(data, kind=kind, window=window, stride=stride, **options)
         more = views if isinstance(views, list | tuple) else [views]
-        return Views([first, *map(_open_another, more)], view_names)
+        return Views([first, *(_open_another(view, f"view {i}") for i, view in enumerate(more, 1))], view_names)
     if view_names is not None:
         raise ValueError(f"view_names={view_names!r:.60} are names of views; say which they are with views=[...]")
     if window is not None:
@@ -92,13 +93,18 @@ def open_source(
     return _call(ArraySource, "an array", (data,), options)
 
 
-def _open_another(given: Any) -> Source:
-    """A source that stands beside another, with options of its own if it is a mapping."""
-    if not isinstance(given, Mapping):
-        return open_source(given)
-    if "path" not in given:
-        raise ValueError(f"expected a path, or {{path: ..., option: value}}; got {dict(given)!r:.80}")
-    return open_source(given["path"], **{str(name): value for name, value in given.items() if name != "path"})
+def _open_another(given: Any, what: str) -> Source:
+    """A source that stands beside another, with options of its own if it is a mapping. Errors say which it is."""
+    options = dict(given) if isinstance(given, Mapping) else {"path": given}
+    if "path" not in options or "data" in options:
+        names = one_line(", ".join(map(str, options)) or "nothing", 80)
+        raise ValueError(f"{what}: expected a path, or {{path: ..., option: value}}; got {names}")
+    path = options.pop("path")
+    try:
+        return open_source(path, **{str(name): value for name, value in options.items()})
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        kind = next(k for k in (FileNotFoundError, TypeError, ValueError) if isinstance(error, k))
+        raise kind(f"{what}: {error}") from None
 
 
 def _kind_of(path: Path, kind: str | None) -> Kind:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewfire.contracts import Layout
+from fewfire.disk import one_line
 from fewfire.sources.arrays import ArraySource
 from fewfire.sources.indexed import IndexedSource
 
@@ -172,6 +173,7 @@ def _names(parts: Sequence[IndexedSource], names: Sequence[Any] | None) -> list[
     wanted = [str(name) for name in names] if isinstance(names, list | tuple) else []
     if len(wanted) != len(parts) or len(set(wanted)) != len(parts) or any(":" in name or not name for name in wanted):
         raise ValueError(
-            f"expected a name for each of the {len(parts)} views, all different and without ':'; got {names!r:.100}"
+            f"expected a name for each of the {len(parts)} views, all different and without ':'; got "
+            f"{one_line(repr(names), 100)}"
         )
     return wanted
