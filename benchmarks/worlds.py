@@ -48,6 +48,7 @@ def recipes(k: float) -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "Matryoshka BatchTopK": (batch, MATRYOSHKA, {}),
         "Matryoshka BatchTopK, k from 2k": (batch, MATRYOSHKA, annealed(k, 2)),
         "Matryoshka BatchTopK, k from 4k": (batch, MATRYOSHKA, annealed(k, 4)),
+        "the same, orthogonal": (batch, [*MATRYOSHKA, ff.Orthogonality(0.3)], annealed(k, 4)),
         "Matryoshka JumpReLU": ("jumprelu", [ff.MatryoshkaMSE(), ff.L0Penalty(), ff.AuxK()], target),
     }
 
@@ -111,7 +112,9 @@ def main() -> None:
     make, width, k = WORLDS[arguments.world]
     world = make(arguments.rows)
     print(f"{world}: true L0 {world.l0:.2f}, {width} latents, wanted L0 {k}, {arguments.seeds} seeds")
-    print(f"{'recipe':34}" + "".join(f"{name:>14}" for name in ("MCC", "F1", "P", "R", "EV", "uniq", "L0", "dead", "s")))
+    print(
+        f"{'recipe':34}" + "".join(f"{name:>14}" for name in ("MCC", "F1", "P", "R", "EV", "uniq", "L0", "dead", "s"))
+    )
     warnings.simplefilter("ignore", ff.SparsityWarning)
     torch.set_num_threads(1)
     for name, recipe in recipes(k).items():

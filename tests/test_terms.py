@@ -73,7 +73,7 @@ def l0_penalty(model, out, term):
 
 
 def gated_aux(model, out, term):
-    gates = np.maximum(out.pre_acts.numpy() - float(model.activation.threshold), 0)
+    gates = np.maximum(out.pre_acts.numpy() - model.activation.threshold.numpy(), 0)
     recon = gates @ arrays(model).get("W_dec", arrays(model)["W_enc"]) + arrays(model)["b_dec"]
     return ((out.x.numpy() - recon) ** 2).sum(axis=1).mean()
 
@@ -97,6 +97,13 @@ def gaussian_kl(model, out, term):
     mean, logvar = np.split(out.pre_acts.numpy(), 2, axis=1)
     each = (mean**2 + np.exp(logvar) - 1 - logvar) / 2
     return sum(max(latent.mean(), term.free_bits) for latent in each.T)
+
+
+def orthogonality(model, out, term):
+    """Pair by pair."""
+    rows = [row / np.sqrt((row**2).sum()) for row in arrays(model)["W_dec"]]
+    pairs = [(rows[i] @ rows[j]) ** 2 for i in range(len(rows)) for j in range(len(rows)) if i != j]
+    return sum(pairs) / len(rows)
 
 
 def contractive(model, out, term):
@@ -123,6 +130,7 @@ FORMULAS = {
     "weight_decay": weight_decay,
     "gaussian_kl": gaussian_kl,
     "contractive": contractive,
+    "orthogonality": orthogonality,
 }
 
 SETTINGS = [
@@ -155,6 +163,8 @@ SETTINGS = [
     ("weight_decay", {}, "sigmoid", {"network": {"name": "linear", "tied": True}}),
     ("gaussian_kl", {}, "gaussian", {}),
     ("gaussian_kl", {"free_bits": 0.3}, "gaussian", {}),
+    ("orthogonality", {}, "topk", {}),
+    ("orthogonality", {}, "sigmoid", {}),
     ("contractive", {}, "sigmoid", {}),
     ("contractive", {}, "relu", {"network": {"name": "linear", "tied": True}}),
     ("contractive", {"method": "exact"}, "topk", {}),
@@ -585,3 +595,14 @@ def test_kl_per_map_is_kl_over_all_places():
     assert ff.KLSparsity(rho=0.1, per_map=True)(model, out).item() == pytest.approx(expected.item(), rel=1e-12)
     per_unit = ff.KLSparsity(rho=0.1)(model, out)
     assert per_unit > expected * 2, "a sum over places, too"
+
+
+def test_orthogonality_of_fewer_latents_than_columns():
+    """The smaller Gram matrix is another one then."""
+    model = make("relu", width=9, n_latents=4)
+    out = model(random(3, 9))
+    expected = orthogonality(model, out, None)
+    assert float(ff.Orthogonality()(model, out).detach()) == pytest.approx(expected, rel=1e-12)
+    with torch.no_grad():
+        model.decoder.W_dec.copy_(torch.eye(4, 9))
+    assert float(ff.Orthogonality()(model, out).detach()) == pytest.approx(0, abs=1e-12)

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         KLSparsity,
         L0Penalty,
         MatryoshkaMSE,
+        Orthogonality,
         Term,
         WeightDecay,
     )
@@ -105,6 +106,7 @@ _HOME = {
         "KLSparsity",
         "L0Penalty",
         "MatryoshkaMSE",
+        "Orthogonality",
         "Term",
         "WeightDecay",
     ),
@@ -147,6 +149,7 @@ __all__ = [
     "Mlp",
     "ModelFileError",
     "Network",
+    "Orthogonality",
     "Plain",
     "Preprocess",
     "ReLU",

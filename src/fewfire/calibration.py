@@ -12,8 +12,10 @@ from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.rows import check_finite
 from fewfire.sources import open_source
 
-__all__ = ["calibrate", "raise_threshold"]
+__all__ = ["calibrate", "lift_dead", "raise_threshold"]
 
+LIFT = 20
+"""learning rates a step"""
 MOST_VALUES = 1 << 26
 """rows times latents that are looked at: 256 MiB"""
 FEWEST_ROWS, MOST_ROWS = 1024, 65_536
@@ -72,4 +74,25 @@ def calibrate(model: Autoencoder | HasModel, source: Any, target_l0: float) -> f
 def raise_threshold(model: Autoencoder, amount: Tensor) -> None:
     """Make it harder for every latent to fire: by its threshold, or by its bias where 0 is the threshold."""
     if not model.activation.raise_threshold(amount):
-        model.last_bias.data.sub_(amount.to(model.last_bias))
+        _lower_bias(model, amount)
+
+
+def lift_dead(model: Autoencoder, dead: Tensor, lr: float) -> None:
+    """Let the biases of dead latents (L,) rise, or learned thresholds sink, by a few learning rates.
+
+    Called at every step, until they fire.
+
+    No gradient tells a latent that never fires that it asks for too much. It is the rule by which experts are kept in
+    use without a loss in Wang et al. 2024, "Auxiliary-loss-free load balancing", for latents that get nothing at all.
+    Only what is learned moves, so that training can take it back.
+    """
+    if not dead.any():
+        return
+    amount = -LIFT * lr * dead
+    if "threshold" not in model.activation.gives or not model.activation.raise_threshold(amount):
+        _lower_bias(model, amount)
+
+
+def _lower_bias(model: Autoencoder, amount: Tensor) -> None:
+    bias = model.last_bias.data
+    bias[: model.latent_shape[0]].sub_(amount.to(bias))

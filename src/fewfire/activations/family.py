@@ -38,8 +38,11 @@ class Activation(Named, nn.Module):
     def build(self, n_latents: int) -> None:
         """Make parameters and buffers, fill in defaults that depend on the width. Autoencoder calls it once."""
 
-    def start(self, pre_acts: Tensor) -> None:
-        """Before the first step, set what depends on the data: pre-activations (B, P) of some rows."""
+    def start(self, pre_acts: Tensor, n_active: float | None = None) -> None:
+        """Before the first step, set what depends on the data: pre-activations (B, P) of some rows.
+
+        ``n_active``: how many latents shall fire per row; None: nobody said.
+        """
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         """``state`` is None outside training: a row's latents then depend on that row alone."""
@@ -71,7 +74,7 @@ class Activation(Named, nn.Module):
         return 0.0 if margins is None or not (margins > 0).any() else float(margins[margins > 0].mean())
 
     def raise_threshold(self, amount: Tensor) -> bool:
-        """Move all thresholds by as much; False: it has none of its own, and the encoder's biases shall fall."""
+        """Move thresholds by a number, or by one each (L,); False: it has none, and the encoder's biases shall fall."""
         return False
 
     def set_k(self, n_active: float) -> bool:

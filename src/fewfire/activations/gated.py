@@ -19,8 +19,8 @@ class Gated(Activation):
     the gates, as L1 does, leaves magnitudes alone. ``L1`` acts on ``relu(z)``, and ``GatedAux`` teaches the gates.
 
     The paper's magnitude path reads ``W_mag = exp(r) W_gate`` with a bias of its own, b_mag. Here ``z`` holds the
-    gate's bias already, so ``b = b_mag - exp(r) b_gate``: the same functions, one product. ``t`` is 0 until
-    ``calibrate``.
+    gate's bias already, so ``b = b_mag - exp(r) b_gate``: the same functions, one product. ``t`` is 0, but
+    for what ``calibrate`` and ``target_l0`` make of it.
     """
 
     gives = frozenset({"scores", "gate"})
@@ -31,11 +31,14 @@ class Gated(Activation):
     def build(self, n_latents: int) -> None:
         self.r_mag = nn.Parameter(torch.zeros(n_latents, dtype=torch.float32))
         self.b_mag = nn.Parameter(torch.zeros(n_latents, dtype=torch.float32))
-        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("threshold", torch.zeros(n_latents, dtype=torch.float32))
         self.threshold: Tensor
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
-        return self._magnitude(pre_acts).relu() * (pre_acts > self.threshold)
+        return self._magnitude(pre_acts).relu() * (self._gate(pre_acts) > 0)
+
+    def _gate(self, pre_acts: Tensor) -> Tensor:
+        return pre_acts - _by_latent(self.threshold, pre_acts)
 
     def _magnitude(self, pre_acts: Tensor) -> Tensor:
         return self._scale(pre_acts) * pre_acts + _by_latent(self.b_mag, pre_acts)
@@ -44,15 +47,15 @@ class Gated(Activation):
         return _by_latent(self.r_mag.exp(), pre_acts)
 
     def penalised(self, out: ForwardOutput) -> Tensor:
-        return (out.pre_acts - self.threshold.to(out.pre_acts.dtype)).relu()
+        return self._gate(out.pre_acts).relu()
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
-        open_ = (pre_acts > self.threshold) & (self._magnitude(pre_acts) > 0)
+        open_ = (self._gate(pre_acts) > 0) & (self._magnitude(pre_acts) > 0)
         return open_ * self._scale(pre_acts)
 
     def margins(self, pre_acts: Tensor) -> Tensor:
         """Of the gates; one whose magnitude is 0 never fires."""
-        return (pre_acts - self.threshold.to(pre_acts.dtype)).where(self._magnitude(pre_acts) > 0, -torch.inf)
+        return self._gate(pre_acts).where(self._magnitude(pre_acts) > 0, -torch.inf)
 
     def raise_threshold(self, amount: Tensor) -> bool:
         self.threshold.add_(amount.to(self.threshold))

@@ -57,11 +57,12 @@ class JumpReLU(Activation, name="jumprelu"):
         self.register_buffer("width", torch.tensor(self.bandwidth or first / 2, dtype=torch.float32))
         self.width: Tensor
 
-    def start(self, pre_acts: Tensor) -> None:
+    def start(self, pre_acts: Tensor, n_active: float | None = None) -> None:
         n_latents = len(self.threshold)
         if self._first is not None or (self.threshold != UNSTARTED).any():  # told, or learned before
             return
-        threshold = threshold_for(pre_acts, n_latents // 16 or min(1, n_latents / 2))
+        wanted = n_active or n_latents // 16 or min(1, n_latents / 2)
+        threshold = threshold_for(pre_acts, min(wanted, 0.5 * n_latents))
         if threshold > 0:  # else no row says anything, as when all are the same
             self.threshold.data.fill_(threshold)
             self.width.fill_(self.bandwidth or threshold / 2)

@@ -121,6 +121,8 @@ class BatchTopK(Activation):
         return pre_acts.relu() - self.threshold.to(pre_acts.dtype)
 
     def raise_threshold(self, amount: Tensor) -> bool:
+        if amount.ndim:  # one threshold for all
+            return False
         self.threshold.add_(amount.to(self.threshold)).clamp_(min=0)
         return True
 

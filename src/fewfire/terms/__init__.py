@@ -16,7 +16,7 @@ and ``objective: [mse, {name: hoyer, weight: 0.001}]``, the command line and the
 from fewfire.terms.dictionaries import AuxK, GatedAux
 from fewfire.terms.family import Term
 from fewfire.terms.reconstruction import BCE, MSE, MatryoshkaMSE
-from fewfire.terms.regularisation import Contractive, WeightDecay
+from fewfire.terms.regularisation import Contractive, Orthogonality, WeightDecay
 from fewfire.terms.sparsity import L1, KLSparsity, L0Penalty
 from fewfire.terms.variational import GaussianKL
 
@@ -31,6 +31,7 @@ __all__ = [
     "KLSparsity",
     "L0Penalty",
     "MatryoshkaMSE",
+    "Orthogonality",
     "Term",
     "WeightDecay",
 ]

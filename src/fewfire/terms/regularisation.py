@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewfire import rng
 from fewfire.contracts import ForwardOutput, TrainState
 from fewfire.terms.family import Term
 
-__all__ = ["Contractive", "WeightDecay"]
+__all__ = ["Contractive", "Orthogonality", "WeightDecay"]
 
 
 class WeightDecay(Term, name="weight_decay"):
@@ -24,6 +25,25 @@ class WeightDecay(Term, name="weight_decay"):
     def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
         weights = [p for p in model.parameters() if p.ndim > 1]
         return torch.stack([w.square().sum() for w in weights]).sum() / 2
+
+
+class Orthogonality(Term):
+    """``mean over latents of sum_k cos^2`` of a decoder row with every other: features that do not repeat each other.
+
+    Korznikov et al. 2025, "OrtSAE: orthogonal sparse autoencoders", penalise the largest cosine; this is the sum.
+    """
+
+    needs = frozenset({"linear_decoder"})
+
+    def __init__(self, weight: float = 0.3) -> None:
+        self.weight = weight
+
+    def __call__(self, model: Any, out: ForwardOutput, state: TrainState | None = None) -> Tensor:
+        rows = F.normalize(model.decoder.W_dec, dim=1)
+        # of the smaller Gram matrix; the rows' cosines with themselves, 1 each, are taken off
+        gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+        total: Tensor = (gram.square().sum() - rows.square().sum(1).square().sum()) / len(rows)
+        return total
 
 
 class Contractive(Term):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,18 +23,25 @@ __all__ = ["NOTHING_TRAINED", "check_held_out", "fit_preprocess", "start_biases"
 
 NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 ROWS_AT_ONCE = 8192
-START_ROWS = 1024
+START_ROWS, START_VALUES = 1024, 1 << 24
+"""at least so many rows, and beyond them as many as make so many pre-activations"""
+ENDLESS_ROWS = 1 << 18
+"""of a source without end, so many stand for all"""
 
 
 def fit_preprocess(trainer: Trainer) -> None:
     """Fit what the model carries and was not fitted yet, on the training rows as they come."""
     source = interruptible(trainer.source, trainer._stop, NOTHING_TRAINED)
+    most = ENDLESS_ROWS // ROWS_AT_ONCE if source.n_rows is None else None
+
+    def batches() -> Iterator[Batch]:
+        return islice(source.batches(ROWS_AT_ONCE, shuffle=False), most)
 
     def inputs() -> Iterator[Tensor]:
-        return (_usable(trainer, b.x_in, b, "the data") for b in source.batches(ROWS_AT_ONCE, shuffle=False))
+        return (_usable(trainer, b.x_in, b, "the data") for b in batches())
 
     def targets() -> Iterator[Tensor]:
-        return (_usable(trainer, b.x, b, "the target") for b in source.batches(ROWS_AT_ONCE, shuffle=False))
+        return (_usable(trainer, b.x, b, "the target") for b in batches())
 
     model = trainer.model
     for preprocess, stream in ((model.preprocess, inputs), (model.preprocess_out, targets)):
@@ -58,7 +66,8 @@ def check_held_out(trainer: Trainer) -> None:
 def start_biases(trainer: Trainer) -> None:
     """The dictionary's middle and the activation's thresholds, from some rows."""
     source, config = trainer.source, trainer.config
-    rows = source.batches(min(START_ROWS, source.n_rows or START_ROWS), seed=config.seed)
+    n_rows = max(START_ROWS, min(ROWS_AT_ONCE, START_VALUES // trainer.model.n_latents))
+    rows = source.batches(min(n_rows, source.n_rows or n_rows), seed=config.seed)
     some = trainer._prepare(finite_rows(next(iter(rows))))
     if len(some.rows):
         start_dictionary(trainer.model, some.x_in, some.x)

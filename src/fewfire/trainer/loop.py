@@ -14,6 +14,7 @@ import torch
 
 from fewfire import metrics, rng
 from fewfire.autoencoder import Autoencoder
+from fewfire.calibration import lift_dead
 from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
 from fewfire.disk import ModelFileError, locked
@@ -21,7 +22,7 @@ from fewfire.engines import choose
 from fewfire.engines.autograd import labelled
 from fewfire.evaluation import Evaluation, finite_rows
 from fewfire.sources import open_source
-from fewfire.terms import MSE, Term
+from fewfire.terms import MSE, AuxK, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint, outcome
 from fewfire.trainer.before import check_held_out, fit_preprocess, start_biases
@@ -134,6 +135,8 @@ class Trainer:
         self.full_batch = self.steps_per_epoch == 1
         job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
         self.engine, self.engine_reason = choose(job, self.config.engine)
+        self.lifts = model.activation.exact_zeros and any(isinstance(t, AuxK) for t in self.terms.values())
+        """whether dead latents are to be revived"""
         self.schedules = Schedules(self.config.schedules, self.terms, model)
         self.steering = (
             None
@@ -309,6 +312,8 @@ class Trainer:
             state.samples += len(batch.rows)
             if self.steering is not None:
                 self.steering.after(report, batch, state)
+            if self.lifts:
+                lift_dead(self.model, state.dead, cast(float, self.config.learning_rate))
         elif self.config.on_nonfinite == "stop":
             columns = self.source.layout.columns
             raise TrainingError(nonfinite_message(self._given, batch, report.bad_rows, state.step, columns))

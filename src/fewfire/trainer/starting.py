@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fewfire.activations import Activation, threshold_for
+from fewfire.activations import Activation
 from fewfire.autoencoder import Autoencoder
 from fewfire.calibration import raise_threshold
 from fewfire.networks import LinearDecoder, LinearEncoder
@@ -74,7 +74,16 @@ def start_activation(model: Autoencoder, terms: Iterable[Term], rows: Tensor, ta
     elif type(model.activation).start is Activation.start:
         return
     pre_acts = model.encoder(rows).to(model.dtype)
-    model.activation.start(pre_acts)
+    model.activation.start(pre_acts, target_l0)
     margins = model.activation.margins(pre_acts)
     if target_l0 is not None and margins is not None:
-        raise_threshold(model, threshold_for(margins, target_l0))
+        _start_alike(model, margins, target_l0)
+
+
+def _start_alike(model: Autoencoder, margins: Tensor, target_l0: float) -> None:
+    """Let every latent fire on the same share of the rows: under one threshold for all, the small ones never would."""
+    by_latent = margins.transpose(0, 1).flatten(1)  # of a feature map, every place of it counts
+    n_rows = by_latent.shape[1]
+    rank = min(max(1, round((1 - target_l0 / margins[0].numel()) * n_rows)), n_rows)
+    lowest = by_latent.kthvalue(rank, dim=1).values
+    raise_threshold(model, lowest.where(lowest.isfinite(), 0.0))

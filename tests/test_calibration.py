@@ -1,0 +1,154 @@
+"""How many latents fire: moved after training, and for dead latents within it. Where dictionaries start."""
+
+import numpy as np
+import pytest
+import torch
+
+import fewfire as ff
+from fewfire.calibration import lift_dead
+from fewfire.trainer.starting import geometric_median, start_dictionary
+
+
+def rows(n=3000, d=20, seed=0):
+    random = np.random.default_rng(seed)
+    directions = np.random.default_rng(1).normal(size=(30, d))
+    weights = random.exponential(size=(n, 30)) * (random.random((n, 30)) < 0.15)
+    return (weights @ directions + 5).astype(np.float32)
+
+
+def trained(activation, n_latents=40, steps=150):
+    model = ff.Autoencoder(20, n_latents, activation, preprocess="center")
+    settings = ff.TrainConfig(steps=steps, batch_size=128, checkpoint_every=0)
+    terms = [ff.MSE(), *(t for t in model.activation.default_terms() if not isinstance(t, ff.WeightDecay))]
+    ff.Trainer(model, rows(), terms, settings, progress=False).fit()
+    return model
+
+
+# ------------------------------------------------------------------------------------------- calibrate
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+@pytest.mark.parametrize("target", [2, 4.5, 9])
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "gated", "relu"])
+def test_a_threshold_moves_to_what_was_asked_for(activation, target):
+    model = trained(activation)
+    assert ff.calibrate(model, rows(), target) == pytest.approx(target, rel=0.01)
+    assert ff.evaluate(model, rows())["l0"] == pytest.approx(target, rel=0.01)
+
+
+@pytest.mark.parametrize("activation", ["topk", "matching_pursuit"])
+def test_k_is_set(activation, tmp_path):
+    model = trained(activation, steps=20)
+    ff.calibrate(model, rows(), 5.2)
+    assert model.activation.k == 5
+    ff.save(model, tmp_path)
+    assert ff.load(tmp_path).activation.k == 5
+
+
+def test_what_is_calibrated_is_saved(tmp_path):
+    model = trained("jumprelu")
+    ff.calibrate(model, rows(), 3)
+    ff.save(model, tmp_path)
+    assert torch.equal(ff.load(tmp_path).encode(rows()), model.encode(rows()))
+
+
+def test_an_estimator_is_calibrated_in_place():
+    sae = ff.SparseAutoencoder(30, activation="jumprelu", max_epochs=2, random_state=0).fit(rows())
+    ff.calibrate(sae, rows(), 4)
+    assert (sae.transform(rows()) != 0).sum(1).mean() == pytest.approx(4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("activation", "target", "words"),
+    [
+        ("sigmoid", 4, "has no threshold and no k to move"),
+        ("wta", 4, "has no threshold and no k to move"),
+        ("jumprelu", 0, "expected target_l0 above 0 and at most 40"),
+        ("jumprelu", 41, "expected target_l0 above 0 and at most 40"),
+        ("jumprelu", 39, "latents per row can fire, 39 were asked for"),
+    ],
+)
+def test_refusals(activation, target, words):
+    model = ff.Autoencoder(20, 40, activation)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=words):
+        ff.calibrate(model, rows() - 5, target)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_rows_that_are_not_finite_are_refused():
+    bad = rows()
+    bad[17, 3] = np.nan
+    with pytest.raises(ValueError, match="row 17"):
+        ff.calibrate(ff.Autoencoder(20, 40, "jumprelu"), bad, 4)
+
+
+# ------------------------------------------------------------------------------------------- the dead
+
+
+def test_biases_of_the_dead_rise_and_no_others():
+    model = ff.Autoencoder(20, 40, "topk")
+    dead = torch.zeros(40, dtype=torch.bool)
+    dead[[3, 7]] = True
+    lift_dead(model, dead, 1e-3)
+    moved = model.encoder.b_enc.detach() != 0
+    assert torch.equal(moved, dead)
+    assert (model.encoder.b_enc[dead] > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+def test_rows_near_a_subspace_leave_none_dead():
+    """What is left over there is noise, and latents that learn it alone never win again."""
+    random = np.random.default_rng(0)
+    data = random.normal(size=(8000, 4)) @ random.normal(size=(4, 24)) + 0.02 * random.normal(size=(8000, 24))
+
+    def dead(revived):
+        model = ff.Autoencoder(24, 256, ff.TopK(k=8), preprocess="standardize")
+        settings = ff.TrainConfig(steps=600, batch_size=128, checkpoint_every=0)
+        trainer = ff.Trainer(model, data.astype(np.float32), None, settings, progress=False)
+        trainer.lifts = revived
+        trainer.fit()
+        return trainer.summary["dead_fraction"]
+
+    assert dead(True) < 0.5 * dead(False)
+
+
+# ------------------------------------------------------------------------------------------- the start
+
+
+def test_the_geometric_median_has_the_least_sum_of_distances():
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:30] += 100  # outliers, which draw the mean 15 away
+    median = geometric_median(x)
+
+    def cost(point):
+        return (x - point).norm(dim=1).sum()
+
+    for direction in torch.randn(20, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64):
+        assert cost(median) <= cost(median + 0.02 * direction) + 1e-6
+    assert median.norm() < 1 < x.mean(0).norm()
+
+
+@pytest.mark.parametrize("x", [torch.ones(5, 3), torch.tensor([[0.0, 1.0]]), torch.full((4, 2), 1e30)])
+def test_the_median_of_rows_all_alike(x):
+    assert torch.equal(geometric_median(x), x[0])
+
+
+def test_a_dictionary_starts_from_it_and_one_that_was_trained_does_not():
+    x = torch.as_tensor(rows())
+    model = ff.Autoencoder(20, 40, "topk")
+    start_dictionary(model, x, x)
+    assert torch.allclose(model.decoder.b_dec, geometric_median(x))
+    assert torch.allclose(model.encoder(model.decoder.b_dec[None]), torch.zeros(1, 40), atol=1e-4)
+    before = model.decoder.b_dec.clone()
+    start_dictionary(model, x + 3, x + 3)
+    assert torch.equal(model.decoder.b_dec, before)
+
+
+def test_a_source_without_end_is_prepared_for():
+    world = ff.SyntheticWorld.independent(32, 16)
+    model = ff.Autoencoder(16, 32, preprocess="standardize")
+    settings = ff.TrainConfig(steps=5, checkpoint_every=0)
+    trainer = ff.Trainer(model, world, None, settings, validation=world.fresh(500), progress=False)
+    trainer.fit()
+    assert model.preprocess.fitted
