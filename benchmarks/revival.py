@@ -1,6 +1,6 @@
 """Dead latents: how many there are at 32 times the input width with default settings, with AuxK and without.
 
-    python benchmarks/revival.py [--d 64] [--rows 400000] [--steps N] [--seeds 1]
+    python benchmarks/revival.py [--d 64] [--rows 400000] [--steps N] [--seeds 1] [--kinds ...] [--activations ...]
 
 Three kinds of rows: features that fire by a power law; rows that lie near a subspace of an eighth of the columns, as
 what attention writes does; and both. Dead: fired on none of 100,000 fresh rows.
@@ -56,15 +56,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--kinds", nargs="+", default=["power law", "low rank", "low-rank power law"])
+    parser.add_argument("--activations", nargs="+", default=["topk", "batchtopk", "jumprelu", "gated"])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ff.SparsityWarning)
     torch.set_num_threads(1)
     n_latents = 32 * arguments.d
     print(f"{n_latents} latents for {arguments.d} columns, k {arguments.k}; default settings")
     print(f"{'rows':20}{'activation':12}{'revival':9}{'dead':>8}{'FVU':>9}{'L0':>8}{'s':>6}")
-    for kind in ("power law", "low rank", "low-rank power law"):
+    for kind in arguments.kinds:
         rows, fresh = data(kind, arguments.d, arguments.rows)
-        for activation in ("topk", "batchtopk", "jumprelu", "gated", "relu"):
+        for activation in arguments.activations:
             has_k = activation.endswith("topk")
             for revival in (True, False):
                 for seed in range(arguments.seeds):
