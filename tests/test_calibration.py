@@ -1,6 +1,7 @@
 """How many latents fire: moved after training, and for dead latents within it. Where dictionaries start."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -63,8 +64,8 @@ def test_an_estimator_is_calibrated_in_place():
     [
         ("sigmoid", 4, "has no threshold and no k to move"),
         ("wta", 4, "has no threshold and no k to move"),
-        ("jumprelu", 0, "expected target_l0 above 0 and at most 40"),
-        ("jumprelu", 41, "expected target_l0 above 0 and at most 40"),
+        ("jumprelu", 0, "expected target_l0 above 0 and below 40"),
+        ("jumprelu", 41, "expected target_l0 above 0 and below 40"),
         ("jumprelu", 39, "latents per row can fire, 39 were asked for"),
     ],
 )
@@ -152,3 +153,103 @@ def test_a_source_without_end_is_prepared_for():
     trainer = ff.Trainer(model, world, None, settings, validation=world.fresh(500), progress=False)
     trainer.fit()
     assert model.preprocess.fitted
+
+
+# ------------------------------------------------------------------------------------------- what a reader found
+
+
+def fvu(model, data):
+    return ff.evaluate(model, data)["fvu"]
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+def test_the_curvature_of_lbfgs_is_left_alone():
+    sae = ff.SparseAutoencoder(
+        64, activation="topk", k=2, optimizer="lbfgs", max_epochs=40, random_state=0, preprocess="standardize"
+    )
+    assert sae.fit(rows(300)).score(rows(300)) > 0.3
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+@pytest.mark.parametrize("activation", ["jumprelu", "relu", "gated", "sigmoid"])
+def test_a_model_that_is_trained_further_keeps_what_it_learned(activation):
+    def fit(steps, rate):
+        settings = ff.TrainConfig(steps=steps, learning_rate=rate, target_l0=4, checkpoint_every=0)
+        ff.Trainer(model, rows(), None, settings, progress=False).fit()
+        return fvu(model, rows())
+
+    model = ff.Autoencoder(20, 40, activation, preprocess="standardize")
+    before = fit(400, 3e-3)
+    assert fit(1, 0.0) == pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.parametrize("points", [[(0, 64), (1, 64)], [(0, 4), (1, 0)], [(0, 4), (1, -3)]])
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "matching_pursuit"])
+def test_a_k_that_could_not_be_loaded_is_refused_before_training(activation, points):
+    if activation == "matching_pursuit" and points[-1][1] == 64:
+        return  # 64 rounds over 32 latents are possible
+    model = ff.Autoencoder(20, 32, {"name": activation, "k": 4})
+    with pytest.raises(ValueError, match=r"schedule 'activation\.k': k is"):
+        ff.Trainer(model, rows(), config=ff.TrainConfig(steps=3, schedules={"activation.k": points}), progress=False)
+
+
+def test_calibrated_k_can_be_loaded(tmp_path):
+    model = ff.Autoencoder(20, 32, ff.TopK(k=4, alpha=0.5))
+    ff.calibrate(model, rows(), 20)
+    ff.save(model, tmp_path)
+    assert ff.load(tmp_path).activation.k == 32
+
+
+def test_other_columns_are_no_rows_to_calibrate_on():
+    table = pd.DataFrame(rows(200), columns=[f"c{i}" for i in range(20)])
+    sae = ff.SparseAutoencoder(30, activation="jumprelu", max_epochs=1, random_state=0).fit(table)
+    with pytest.raises(ValueError, match="another order"):
+        ff.calibrate(sae, table[table.columns[::-1]], 3)
+    with pytest.raises(ValueError, match=r"expected rows of shape \(20,\), got \(8,\)"):
+        ff.calibrate(sae.module_, rows()[:, :8], 3)
+
+
+def test_thresholds_of_a_feature_map_are_for_all_its_places():
+    pictures = np.random.default_rng(0).random((200, 8, 8)).astype(np.float32)
+    network = {"name": "conv", "channels": [], "kernel": 3, "latents": "maps"}
+    model = ff.Autoencoder((8, 8), 4, "jumprelu", network=network)
+    places = int(np.prod(model.latent_shape))
+    assert ff.calibrate(model, pictures, places / 6) == pytest.approx(places / 6, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+def test_thresholds_start_from_the_data_in_every_precision():
+    found = {}
+    for dtype in ("float32", "float64"):
+        model = ff.Autoencoder(20, 64, "jumprelu")
+        ff.Trainer(model, 10 * rows(), config=ff.TrainConfig(steps=1, dtype=dtype), progress=False).fit()
+        found[dtype] = float(model.activation.threshold.detach().mean())
+    assert found["float64"] == pytest.approx(found["float32"], rel=1e-3)
+    assert found["float32"] > 1
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+def test_a_target_is_for_the_whole_not_for_layers_that_are_pretrained():
+    model = ff.Autoencoder(20, 32, "jumprelu", network={"name": "mlp", "hidden": [24]}, preprocess="standardize")
+    settings = ff.TrainConfig(steps=200, pretrain_steps=30, target_l0=4, learning_rate=3e-3, checkpoint_every=0)
+    ff.Trainer(model, rows(), config=settings, progress=False).fit()
+    assert ff.evaluate(model, rows())["l0"] == pytest.approx(4, rel=0.25)
+
+
+def test_a_decoder_behind_a_logistic_function_is_left_to_learn_its_middle():
+    network = {"name": "linear", "output": "sigmoid", "unit_norm": True}
+    model = ff.Autoencoder(20, 32, "topk", network=network)
+    x = torch.as_tensor(rows(50)).sigmoid()
+    start_dictionary(model, x, x)
+    assert not model.decoder.b_dec.any()
+
+
+def test_the_share_of_all_latents_is_all_latents():
+    assert ff.MatryoshkaMSE(prefixes=(0.25, 0.5, 1.0)).sizes(64) == [16, 32, 64]
+    assert ff.MatryoshkaMSE(prefixes=(1,)).sizes(64) == [1, 64]
+
+
+@pytest.mark.parametrize("prefixes", [(2.7, 10.9), ("a",), (float("inf"),), (True,), 1.5])
+def test_a_prefix_is_a_whole_number_or_a_share(prefixes):
+    with pytest.raises(ValueError, match="rising numbers above 0, whole ones or shares"):
+        ff.MatryoshkaMSE(prefixes=prefixes)

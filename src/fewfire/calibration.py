@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -51,10 +53,15 @@ def calibrate(model: Autoencoder | HasModel, source: Any, target_l0: float) -> f
         holds NaN or infinity.
     """
     model = as_model(model)
-    if not 0 < target_l0 <= model.n_latents:
-        raise ValueError(f"expected target_l0 above 0 and at most {model.n_latents} latents, got {target_l0:g}")
+    n_latents = math.prod(model.latent_shape)  # of feature maps, every place
+    wanted: Any = target_l0
+    if not isinstance(wanted, Real) or not 0 < target_l0 < n_latents:
+        raise ValueError(f"expected target_l0 above 0 and below {n_latents} latents, got {wanted!r:.60}")
     opened = open_source(source)
-    n_rows = max(FEWEST_ROWS, min(MOST_ROWS, MOST_VALUES // model.n_latents))
+    model.layout.check_columns(opened.layout.columns)
+    if tuple(opened.row_shape) != model.input_shape:
+        raise ValueError(f"expected rows of shape {model.input_shape}, got {tuple(opened.row_shape)}")
+    n_rows = max(FEWEST_ROWS, min(MOST_ROWS, MOST_VALUES // n_latents))
     batch = next(iter(opened.batches(min(n_rows, opened.n_rows or n_rows))))
     check_finite(batch.x_in, "the data", batch.rows, opened.layout.columns)
     rows = model.to_model_space(batch.x_in.to(model.device)).to(model.dtype)
@@ -78,7 +85,7 @@ def raise_threshold(model: Autoencoder, amount: Tensor) -> None:
 
 
 def lift_dead(model: Autoencoder, dead: Tensor, lr: float) -> None:
-    """Let the biases of dead latents (L,) rise, or learned thresholds sink, by a few learning rates.
+    """Let learned thresholds of dead latents (L,) sink to 0, or their biases rise, by a few learning rates.
 
     Called at every step, until they fire.
 
@@ -88,9 +95,11 @@ def lift_dead(model: Autoencoder, dead: Tensor, lr: float) -> None:
     """
     if not dead.any():
         return
-    amount = -LIFT * lr * dead
-    if "threshold" not in model.activation.gives or not model.activation.raise_threshold(amount):
-        _lower_bias(model, amount)
+    threshold = getattr(model.activation, "threshold", None) if "threshold" in model.activation.gives else None
+    sinks = dead & (threshold > 0) if threshold is not None else torch.zeros_like(dead)
+    if sinks.any():
+        model.activation.raise_threshold(-LIFT * lr * sinks)
+    _lower_bias(model, -LIFT * lr * (dead & ~sinks))
 
 
 def _lower_bias(model: Autoencoder, amount: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ class JumpReLU(Activation, name="jumprelu"):
     def __init__(self, threshold: float | None = None, bandwidth: float | None = None) -> None:
         super().__init__()
         for what, value in (("threshold", threshold), ("bandwidth", bandwidth)):
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"expected {what} to be a number above 0, got {value}")
         self._first = threshold
         self.bandwidth = bandwidth
@@ -58,8 +60,8 @@ class JumpReLU(Activation, name="jumprelu"):
         self.width: Tensor
 
     def start(self, pre_acts: Tensor, n_active: float | None = None) -> None:
-        n_latents = len(self.threshold)
-        if self._first is not None or (self.threshold != UNSTARTED).any():  # told, or learned before
+        n_latents = pre_acts[0].numel()  # of feature maps, every place
+        if self._first is not None or (self.threshold.float() != UNSTARTED).any():  # told, or learned before
             return
         wanted = n_active or n_latents // 16 or min(1, n_latents / 2)
         threshold = threshold_for(pre_acts, min(wanted, 0.5 * n_latents))

@@ -43,6 +43,7 @@ class TopK(Activation):
             self.k = max(1, n_latents // 16)
         if self.k > n_latents:
             raise ValueError(f"k is at most the number of latents: expected at most {n_latents}, got {self.k}")
+        self._most = n_latents
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         flat = pre_acts.flatten(1)
@@ -56,7 +57,7 @@ class TopK(Activation):
         return min(max(k, 1), n_latents)
 
     def set_k(self, n_active: float) -> bool:
-        self.k = max(1, round(n_active / self.alpha))
+        self.k = min(max(1, round(n_active / self.alpha)), self._most)
         return True
 
     def default_terms(self) -> list[Term]:
@@ -109,16 +110,16 @@ class BatchTopK(Activation):
         return torch.kthvalue(flat, len(flat) - n_kept).values
 
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
-        """The threshold of the batches, averaged: over all steps at first, over about a hundred later."""
+        """The threshold of the batches, averaged: over half of the steps at first, over about a hundred later."""
         self.seen += 1
         lowest = self._lowest(out.pre_acts.relu()).to(self.threshold)
-        self.threshold.lerp_(lowest, max(1 / int(self.seen), 0.01))
+        self.threshold.lerp_(lowest, max(2 / (1 + int(self.seen)), 0.01))
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
         return (pre_acts.relu() > self.threshold).to(pre_acts.dtype)
 
     def margins(self, pre_acts: Tensor) -> Tensor:
-        return pre_acts.relu() - self.threshold.to(pre_acts.dtype)
+        return (pre_acts - self.threshold.to(pre_acts.dtype)).where(pre_acts > 0, -torch.inf)
 
     def raise_threshold(self, amount: Tensor) -> bool:
         if amount.ndim:  # one threshold for all

@@ -25,7 +25,7 @@ class AuxK(Term):
     Of top-k latents, the dead ones are those that lose. Of rectified and gated ones, they are those whose
     pre-activations are never above 0, and a rectifier would pass them no gradient; here it passes straight through.
 
-    ``k_aux``: None for half the input width, as in the paper.
+    ``k_aux``: None for half the target's width, as in the paper.
     """
 
     needs = frozenset({"scores", "linear_decoder"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,17 +75,20 @@ class MatryoshkaMSE(Term, name="matryoshka_mse"):
     Parameters
     ----------
     prefixes
-        How many of the first latents each prefix has, rising; or, from 0 to 1, their shares of all. All latents are
-        always the last prefix.
+        How many of the first latents each prefix has, rising: whole numbers; or their shares of all, up to 1.0. All
+        latents are always the last prefix.
     """
 
     needs = frozenset({"linear_decoder"})
 
     def __init__(self, weight: float = 1.0, prefixes: Sequence[float] = (1 / 32, 1 / 8, 1 / 2)) -> None:
         self.weight = weight
-        self.prefixes = tuple(prefixes)
-        if any(not p > 0 for p in self.prefixes) or list(self.prefixes) != sorted(set(self.prefixes)):
-            raise ValueError(f"expected prefixes to be rising numbers above 0; got {prefixes!r:.80}")
+        self.prefixes = tuple(prefixes) if isinstance(prefixes, Sequence) else (prefixes,)
+        sound = all(_is_share(p) or _is_count(p) for p in self.prefixes)
+        if not sound or list(self.prefixes) != sorted(set(self.prefixes)):
+            raise ValueError(
+                f"expected prefixes to be rising numbers above 0, whole ones or shares up to 1.0; got {prefixes!r:.80}"
+            )
 
     def sizes(self, n_latents: int) -> list[int]:
         """How many latents each prefix has; of n_latents, the whole, there is always one.
@@ -94,7 +98,7 @@ class MatryoshkaMSE(Term, name="matryoshka_mse"):
         ValueError
             A prefix is longer than the latents.
         """
-        sizes = [max(1, round(p * n_latents)) if p < 1 else int(p) for p in self.prefixes]
+        sizes = [max(1, round(p * n_latents)) if _is_share(p) else int(p) for p in self.prefixes]
         if sizes and max(sizes) > n_latents:
             raise ValueError(f"expected prefixes of at most {n_latents} latents, got {max(sizes)}")
         return sorted({*sizes, n_latents})
@@ -109,3 +113,11 @@ class MatryoshkaMSE(Term, name="matryoshka_mse"):
             recon = torch.addmm(recon, latents[:, first:last], weight[first:last])
             total = total + F.mse_loss(recon, target, reduction="sum")
         return total / (len(target) * len(sizes))
+
+
+def _is_share(prefix: Any) -> bool:
+    return isinstance(prefix, float) and 0 < prefix <= 1
+
+
+def _is_count(prefix: Any) -> bool:
+    return (type(prefix) is int or isinstance(prefix, np.integer)) and int(prefix) > 0

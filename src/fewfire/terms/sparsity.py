@@ -126,7 +126,7 @@ class L0Penalty(Term, name="l0_penalty"):
     steers = "weight"
 
     def __init__(self, weight: float = 1.0, target: float | None = None) -> None:
-        if target is not None and not target > 0:
+        if target is not None and not 0 < target < math.inf:
             raise ValueError(f"target is a number of latents per row: expected a number above 0, got {target}")
         self.weight = weight
         self.target = target

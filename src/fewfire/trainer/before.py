@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -65,13 +66,14 @@ def check_held_out(trainer: Trainer) -> None:
 
 def start_biases(trainer: Trainer) -> None:
     """The dictionary's middle and the activation's thresholds, from some rows."""
-    source, config = trainer.source, trainer.config
-    n_rows = max(START_ROWS, min(ROWS_AT_ONCE, START_VALUES // trainer.model.n_latents))
+    source, config, model = trainer.source, trainer.config, trainer.model
+    n_rows = max(START_ROWS, min(ROWS_AT_ONCE, START_VALUES // math.prod(model.latent_shape)))
+    trained = bool(model.last_bias.any())  # a model that is trained further keeps what it has learned
     rows = source.batches(min(n_rows, source.n_rows or n_rows), seed=config.seed)
     some = trainer._prepare(finite_rows(next(iter(rows))))
     if len(some.rows):
-        start_dictionary(trainer.model, some.x_in, some.x)
-        start_activation(trainer.model, trainer.terms.values(), some.x_in, config.target_l0)
+        start_dictionary(model, some.x_in, some.x)
+        start_activation(model, trainer.terms.values(), some.x_in, None if trained else config.target_l0)
 
 
 def _usable(trainer: Trainer, x: Tensor, batch: Batch, what: str) -> Tensor:

@@ -135,8 +135,9 @@ class Trainer:
         self.full_batch = self.steps_per_epoch == 1
         job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
         self.engine, self.engine_reason = choose(job, self.config.engine)
-        self.lifts = model.activation.exact_zeros and any(isinstance(t, AuxK) for t in self.terms.values())
-        """whether dead latents are to be revived"""
+        revives = model.activation.exact_zeros and any(isinstance(t, AuxK) for t in self.terms.values())
+        self.lifts = revives and self.config.optimizer == "adam"  # of L-BFGS, the curvature would be another's
+        """whether the biases of dead latents rise between steps"""
         self.schedules = Schedules(self.config.schedules, self.terms, model)
         self.steering = (
             None

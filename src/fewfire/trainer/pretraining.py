@@ -66,6 +66,7 @@ def _train(trainer: Trainer, stage: _Stage, depth: int) -> None:
     of_whole: dict[str, Any] = {
         "validation_fraction": 0.0,
         "patience": None,
+        "target_l0": None,
         "schedules": {},
         "dead_after": None,
         "pretrain_steps": 0,

@@ -46,6 +46,7 @@ class Schedules:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 numbers = [f"{o}.{a}" for o, obj in owners.items() for a in sorted(obj.config()) if _number(obj, a)]
                 raise ValueError(f"nothing called {target!r} to schedule; there is: {', '.join(numbers) or 'nothing'}")
+            _check(target, owners[owner], attribute, [value for _, value in line], model)
             self._targets.append((owners[owner], attribute, line, _whole(owners[owner], attribute)))
 
     def apply(self, done: float) -> None:
@@ -60,6 +61,19 @@ class Schedules:
             done >= arrival(points) and piecewise_linear(points, done) == points[-1][1]
             for _, _, points, _ in self._targets
         )
+
+
+def _check(target: str, owner: Any, attribute: str, values: Sequence[float], model: Any) -> None:
+    """Refuse values that the setting cannot have, and a last one that the model could not be saved with."""
+    for value in values:
+        try:
+            member = type(owner).from_config(
+                {**owner.config(), attribute: round(value) if _whole(owner, attribute) else value}
+            )
+            if owner is model.activation and value == values[-1]:
+                member.build(model.n_latents)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"schedule {target!r}: {error}") from None
 
 
 def _whole(owner: Any, attribute: str) -> bool:

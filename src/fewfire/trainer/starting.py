@@ -39,7 +39,7 @@ def start_dictionary(model: Autoencoder, rows: Tensor, targets: Tensor) -> None:
     encoder, decoder = model.encoder, model.decoder
     if type(encoder) is not LinearEncoder or not isinstance(decoder, LinearDecoder) or not decoder.unit_norm:
         return
-    if decoder.b_dec.any() or encoder.b_enc.any():
+    if decoder.b_dec.any() or encoder.b_enc.any() or model.network.output != "identity":
         return
     written, read = geometric_median(targets.flatten(1)), geometric_median(rows.flatten(1))
     if written.isfinite().all() and (encoder.W_enc @ read).isfinite().all():  # else the first step says what is wrong
