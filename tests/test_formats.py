@@ -457,7 +457,7 @@ def test_every_key_and_tensor_is_accounted_for(tmp_path, name):
         (of_saelens("topk", k=2, rescale_acts_by_decoder_norm=True, tensors={"W_dec": 0 * W_DEC}), "gives NaN"),
         (of_saelens("batchtopk", {"topk_threshold": SCALAR}, k=-1.0), "expected above 0"),
         (of_saelens("matching_pursuit", {"W_enc": None, "b_enc": None}), "always k rounds"),
-        (of_saelens("jumprelu", {"log_threshold": THRESHOLD + 200}), "out of range"),
+        (of_saelens("jumprelu", {"log_threshold": THRESHOLD + 200}), "expected threshold to be a number above 0"),
         (of_saelens("gated", {**GATES, "b_enc": None, "r_mag": R_MAG + 800}), "out of range"),
         (of_saelens("standard", d_in=2**40), "'W_dec' of shape"),
         (of_saelens("standard", {"scaling_factor": 2 * torch.ones(4)}), "scales each latent"),

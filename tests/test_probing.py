@@ -8,6 +8,7 @@ import pytest
 
 import fewfire as ff
 from fewfire.probing import MEANINGS, _sparse_probes, _split, probe, read_labels
+from fewfire.trainer.before import fit_preprocess
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def test_all_are_compared_on_the_same_scales():
     rows = generator.normal(size=(400, 6)) + 4 * labels[:, None] * np.array([1, 1, 0, 0, 0, 0])
     rows[:, 5] *= 1e6
     model = ff.Autoencoder(6, 8, "relu", preprocess="standardize")
-    ff.Trainer(model, rows, config=ff.TrainConfig(steps=5), progress=False)._fit_preprocess()
+    fit_preprocess(ff.Trainer(model, rows, config=ff.TrainConfig(steps=5), progress=False))
     found = probe(model, rows, labels)
     assert found["columns"]["knn_accuracy"] > 0.9
     assert found["pca"]["knn_accuracy"] > 0.9

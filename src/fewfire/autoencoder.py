@@ -130,9 +130,10 @@ class Autoencoder(nn.Module):
         return x if self.preprocess is None else self.preprocess(x)
 
     @property
-    def last_bias(self) -> nn.Parameter:
-        """(P,) or a number a map: the bias of the encoder's last layer, which pre-activations begin from."""
-        return [p for name, p in self.encoder.named_parameters() if name.endswith("b_enc")][-1]
+    def last_bias(self) -> nn.Parameter | None:
+        """(P,) or a number a map: the encoder's last ``b_enc``, which pre-activations begin from; None: it has none."""
+        biases = [p for name, p in self.encoder.named_parameters() if name.endswith("b_enc")]
+        return biases[-1] if biases else None
 
     @property
     def output(self) -> Callable[[Tensor], Tensor]:

@@ -93,7 +93,7 @@ def lift_dead(model: Autoencoder, dead: Tensor, lr: float) -> None:
     use without a loss in Wang et al. 2024, "Auxiliary-loss-free load balancing", for latents that get nothing at all.
     Only what is learned moves, so that training can take it back.
     """
-    if not dead.any():
+    if model.last_bias is None or not dead.any():
         return
     threshold = getattr(model.activation, "threshold", None) if "threshold" in model.activation.gives else None
     sinks = dead & (threshold > 0) if threshold is not None else torch.zeros_like(dead)
@@ -103,5 +103,10 @@ def lift_dead(model: Autoencoder, dead: Tensor, lr: float) -> None:
 
 
 def _lower_bias(model: Autoencoder, amount: Tensor) -> None:
+    if model.last_bias is None:
+        raise ValueError(
+            f"network {model.network.name!r} has no bias b_enc in its encoder, and activation "
+            f"{model.activation.name!r} no threshold: nothing can be moved until so many latents fire"
+        )
     bias = model.last_bias.data
     bias[: model.latent_shape[0]].sub_(amount.to(bias))

@@ -68,7 +68,8 @@ def start_biases(trainer: Trainer) -> None:
     """The dictionary's middle and the activation's thresholds, from some rows."""
     source, config, model = trainer.source, trainer.config, trainer.model
     n_rows = max(START_ROWS, min(ROWS_AT_ONCE, START_VALUES // math.prod(model.latent_shape)))
-    trained = bool(model.last_bias.any())  # a model that is trained further keeps what it has learned
+    bias = model.last_bias
+    trained = bias is not None and bool(bias.any())  # a model that is trained further keeps what it has learned
     rows = source.batches(min(n_rows, source.n_rows or n_rows), seed=config.seed)
     some = trainer._prepare(finite_rows(next(iter(rows))))
     if len(some.rows):

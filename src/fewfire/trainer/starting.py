@@ -24,9 +24,10 @@ def start_sparse(model: Autoencoder, terms: Iterable[Term]) -> None:
     A bias moves by the learning rate a step, and from one half to 0.05 it is 3 / 0.001 steps: as many as there are by
     default, in which the penalty pulls at all units alike and they learn nothing else.
     """
+    bias = model.last_bias
     for term in terms:
-        if isinstance(term, KLSparsity):
-            model.last_bias[: model.n_latents].fill_(math.log(term.rho / (1 - term.rho)))
+        if isinstance(term, KLSparsity) and bias is not None:
+            bias[: model.n_latents].fill_(math.log(term.rho / (1 - term.rho)))
 
 
 @torch.no_grad()
