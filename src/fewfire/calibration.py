@@ -1,4 +1,4 @@
-"""How many latents fire: changed after training, by the threshold or by k."""
+"""How many latents fire: changed by the threshold or by k after training, and for dead latents within it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewfire.contracts import ForwardOutput, Named, TrainState
 from fewfire.terms import Term
 
-__all__ = ["Activation", "threshold_for"]
+__all__ = ["Activation", "for_latents", "threshold_for"]
 
 
 class Activation(Named, nn.Module):
@@ -126,3 +126,8 @@ def threshold_for(scores: Tensor, n_active: float) -> Tensor:
         most = scores.isfinite().sum() / len(scores)
         raise ValueError(f"only {most:.1f} latents per row can fire, {n_active:g} were asked for; train more of them")
     return lowest
+
+
+def for_latents(values: Tensor, pre_acts: Tensor) -> Tensor:
+    """(L,) as pre-activations (B, L, ...) take them: of a feature map, one for all places."""
+    return values.to(pre_acts.dtype).view(-1, *[1] * (pre_acts.ndim - 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewfire.activations.family import Activation
+from fewfire.activations.family import Activation, for_latents
 from fewfire.contracts import ForwardOutput, TrainState
 from fewfire.terms import L1, AuxK, GatedAux, Term
 
@@ -38,13 +38,13 @@ class Gated(Activation):
         return self._magnitude(pre_acts).relu() * (self._gate(pre_acts) > 0)
 
     def _gate(self, pre_acts: Tensor) -> Tensor:
-        return pre_acts - _by_latent(self.threshold, pre_acts)
+        return pre_acts - for_latents(self.threshold, pre_acts)
 
     def _magnitude(self, pre_acts: Tensor) -> Tensor:
-        return self._scale(pre_acts) * pre_acts + _by_latent(self.b_mag, pre_acts)
+        return self._scale(pre_acts) * pre_acts + for_latents(self.b_mag, pre_acts)
 
     def _scale(self, pre_acts: Tensor) -> Tensor:
-        return _by_latent(self.r_mag.exp(), pre_acts)
+        return for_latents(self.r_mag.exp(), pre_acts)
 
     def penalised(self, out: ForwardOutput) -> Tensor:
         return self._gate(out.pre_acts).relu()
@@ -63,8 +63,3 @@ class Gated(Activation):
 
     def default_terms(self) -> list[Term]:
         return [L1(), GatedAux(), AuxK()]
-
-
-def _by_latent(values: Tensor, pre_acts: Tensor) -> Tensor:
-    """(L,) as pre-activations (B, L, ...) take them: of a feature map, one for all places."""
-    return values.to(pre_acts.dtype).view(-1, *[1] * (pre_acts.ndim - 2))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fewfire.activations.family import Activation, threshold_for
+from fewfire.activations.family import Activation, for_latents, threshold_for
 from fewfire.contracts import ForwardOutput, TrainState
 from fewfire.terms import AuxK, L0Penalty, Term
 
@@ -79,7 +79,7 @@ class JumpReLU(Activation, name="jumprelu"):
     def step(self, pre_acts: Tensor) -> Tensor:
         """(B, L) -> (B, L): 1 where a latent fires, with the straight-through gradient for its threshold alone."""
         threshold = self._threshold(pre_acts)
-        return (pre_acts > threshold).to(pre_acts.dtype) + self._slope(pre_acts.detach(), threshold)
+        return (pre_acts > threshold).to(pre_acts.dtype) + self._slope(pre_acts, threshold)
 
     def _slope(self, pre_acts: Tensor, threshold: Tensor) -> Tensor:
         """0 everywhere; its derivative with respect to the threshold is -K / bandwidth."""
@@ -88,8 +88,7 @@ class JumpReLU(Activation, name="jumprelu"):
         return window * (threshold.detach() - threshold) / width
 
     def _threshold(self, pre_acts: Tensor) -> Tensor:
-        shape = (-1, *[1] * (pre_acts.ndim - 2))  # of a feature map, one for all places
-        return self.threshold.to(pre_acts.dtype).view(shape)
+        return for_latents(self.threshold, pre_acts)
 
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
         self.threshold.clamp_(min=0)
