@@ -9,7 +9,7 @@ import torch
 import fewfire as ff
 from fewfire import engines, rng
 from fewfire.contracts import Batch, Engine, Job, Optimizer, TrainState
-from fewfire.engines import ENGINES, AutogradEngine, choose
+from fewfire.engines import ENGINES, AutogradEngine, DenseEngine, choose
 from fewfire.engines.autograd import labelled
 from fewfire.terms import Term
 
@@ -323,9 +323,12 @@ class Picky:
 
 
 def test_choose(monkeypatch):
-    engine, why = choose(job())
+    deep = ff.Autoencoder(4, 5, "sigmoid", network={"name": "mlp", "hidden": [5]})
+    engine, why = choose(job(deep))
     assert isinstance(engine, AutogradEngine)
-    assert why == "autograd (takes any model)"
+    assert why.startswith("autograd (")
+    assert "dense: only linear networks" in why
+    assert isinstance(choose(job(sigmoid_model()))[0], DenseEngine)
     assert choose(job(), "autograd")[1] == "autograd (asked for)"
     monkeypatch.setattr(engines, "ENGINES", (Picky, AutogradEngine))
     engine, why = choose(job())
@@ -371,3 +374,221 @@ def test_terms_that_appear_twice_both_count(engine):
     s = {name: float(v) for name, v in report.scalars.items()}
     assert s["l1"] == s["l1#2"] > 0
     assert s["loss"] == pytest.approx(s["mse"] + 2.5 * s["l1"], rel=1e-12)
+
+
+# ------------------------------------------------------------------------------ dense says what autograd says
+
+each_quick_engine = pytest.mark.parametrize("engine", [DenseEngine], ids=lambda e: e.name)
+
+LOGISTIC = {"output": "sigmoid"}
+COMBINATIONS = {
+    "relu, l1": ("relu", {}, ["mse", {"name": "l1", "weight": 0.1}]),
+    "relu, l1, free rows": ("relu", {"unit_norm": False}, ["mse", {"name": "l1", "weight": 0.1}]),
+    "relu, auxk": ("relu", {}, ["mse", {"name": "l1", "weight": 0.1}, "auxk"]),
+    "relu, tied": ("relu", {"tied": True}, ["mse", {"name": "l1", "weight": 0.1}, "weight_decay", "auxk"]),
+    "relu, tied, unit norm": ("relu", {"tied": True, "unit_norm": True}, ["mse", {"name": "l1", "weight": 0.1}]),
+    "relu, cross-entropy": ("relu", LOGISTIC, ["bce", {"name": "l1", "weight": 0.1}]),
+    "sigmoid, course": ("sigmoid", LOGISTIC, COURSE),
+    "sigmoid, cross-entropy": ("sigmoid", LOGISTIC, ["bce", "kl"]),
+    "sigmoid, both errors": (
+        "sigmoid",
+        LOGISTIC,
+        ["bce", {"name": "mse", "weight": 0.3}, {"name": "mse", "weight": 2}],
+    ),
+    "sigmoid, tied": ("sigmoid", {"tied": True, **LOGISTIC}, COURSE),
+    "sigmoid, identity": ("sigmoid", {}, [*COURSE, {"name": "l1", "weight": 0.2}]),
+    "sigmoid, strong": ("sigmoid", {}, ["mse", {"name": "kl", "weight": 50.0, "rho": 0.97}]),
+    "nothing weighs": ("sigmoid", LOGISTIC, [{"name": "bce", "weight": 0.0}, {"name": "mse", "weight": 0.0}]),
+    **{
+        f"plain {f}": ({"name": "plain", "function": f}, {}, ["mse", {"name": "l1", "weight": 0.1}, "weight_decay"])
+        for f in ff.Plain.FUNCTIONS
+    },
+}
+
+
+def pair(engine, combination, *, width=7, latents=11, d_out=None, dtype=torch.float32, **optimizer):
+    """The same model twice, for the engine and for autograd; skipped where the engine refuses it."""
+    activation, network, terms = COMBINATIONS[combination]
+    if d_out is not None and network.get("tied"):
+        pytest.skip("tied weights need targets as wide as the inputs")
+
+    def one(kind):
+        network_ = {"name": "linear", **network}
+        model = ff.Autoencoder(width, latents, activation, network=network_, d_out=d_out, dtype=dtype, seed=5)
+        return make(kind, model, terms, **optimizer)
+
+    return one(engine), one(AutogradEngine)
+
+
+def rows(step, n=13, width=7, d_out=None, dtype=torch.float32, scale=1.0):
+    generator = np.random.default_rng(step)
+    x_in = torch.from_numpy(generator.random((n, width))).to(dtype) * scale
+    x = x_in if d_out is None else torch.from_numpy(generator.random((n, d_out))).to(dtype) * scale
+    return Batch(x_in, x, torch.arange(n))
+
+
+def train_side_by_side(engines, shapes, latents, dead=(), start=0, tolerance=1e-4, dead_after=1000, **data):
+    """Each engine's parameters after a step a shape; the reports compared on the way."""
+    since = torch.zeros(latents, dtype=torch.int64)
+    since[list(dead)] = 10_000
+    for step, n in enumerate(shapes, start):
+        made = rows(step, n, **data)
+        s = [TrainState(step, 0, since.clone(), 1e-2, dead_after=dead_after) for _ in engines]
+        ours, truth = (e.step(made, each) for e, each in zip(engines, s, strict=True))
+        assert list(ours.scalars) == list(truth.scalars)
+        for label, value in truth.scalars.items():
+            assert float(ours.scalars[label]) == pytest.approx(float(value), rel=tolerance, abs=tolerance), label
+        assert (ours.bad_rows is None) == (truth.bad_rows is None)
+        assert ours.fired.dtype == torch.bool
+        assert torch.equal(ours.fired, truth.fired)
+    return [e.model.state_dict() for e in engines]
+
+
+def difference(a, b):
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@each_quick_engine
+@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float64, 1e-10)], ids=str)
+def test_twenty_steps_as_autograd_makes_them(engine, combination, dtype, tolerance):
+    """Adam divides by the gradient's size: at a rate of 0.01, float32 leaves a tenth of a step's length after 20."""
+    both = pair(engine, combination, dtype=dtype)
+    shapes = [13] * 10 + [5, 40, 1, 13] + [13] * 6
+    own = 1e-3 if dtype == torch.float32 else 1e-10
+    ours, truth = train_side_by_side(both, shapes, 11, dead=(2, 7), tolerance=own, dtype=dtype)
+    assert difference(ours, truth) < tolerance
+    assert difference(*(e.state_dict() for e in both)) < max(tolerance, 1e-9) * 100
+
+
+@each_quick_engine
+@pytest.mark.parametrize("combination", ["relu, auxk", "relu, cross-entropy", "sigmoid, course", "plain tanh"])
+@pytest.mark.parametrize(
+    ("width", "latents", "n", "d_out"),
+    [(1, 1, 1, None), (1, 5, 3, None), (33, 1, 2, None), (17, 9, 1, 3), (3, 65, 31, 5)],
+)
+def test_awkward_shapes(engine, combination, width, latents, n, d_out):
+    both = pair(engine, combination, width=width, latents=latents, d_out=d_out, dtype=torch.float64)
+    made = train_side_by_side(
+        both, [n] * 5, latents, dead=(0,), tolerance=1e-10, width=width, d_out=d_out, dtype=torch.float64
+    )
+    assert difference(*made) < 1e-10
+
+
+@each_quick_engine
+@pytest.mark.parametrize("combination", ["relu, l1", "sigmoid, identity", "plain identity"])
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e6, 1e12])
+def test_huge_and_tiny_scales(engine, combination, scale):
+    both = pair(engine, combination, dtype=torch.float64)
+    assert difference(*train_side_by_side(both, [13] * 5, 11, tolerance=1e-9, dtype=torch.float64, scale=scale)) < 1e-8
+
+
+@each_quick_engine
+@pytest.mark.parametrize("logit", [-10_000, -90, -30, 3, 30, 90, 10_000])
+def test_a_saturated_kl_is_finite_and_alive(engine, logit):
+    both = pair(engine, "sigmoid, course", dtype=torch.float64)
+    for e in both:
+        with torch.no_grad():
+            e.model.encoder.b_enc[:4] = logit
+    before = both[0].model.encoder.b_enc.detach().clone()
+    made = train_side_by_side(both, [13] * 5, 11, tolerance=1e-9, dtype=torch.float64)
+    assert difference(*made) < 1e-9
+    assert (both[0].model.encoder.b_enc != before).all()
+
+
+@each_quick_engine
+def test_other_rows_than_the_ones_before_leave_nothing_behind(engine):
+    """The memory of a larger batch, and of one that was not finite, is used again."""
+    ours, truth = pair(engine, "sigmoid, tied", dtype=torch.float64)
+    bad = rows(0, 64, dtype=torch.float64)
+    bad.x[50, 3] = math.nan
+    for e in (ours, truth):
+        assert e.step(bad, state(11)).bad_rows.tolist() == [50]
+    assert difference(*train_side_by_side((ours, truth), [64, 3, 64], 11, tolerance=1e-10, dtype=torch.float64)) < 1e-10
+
+
+@each_quick_engine
+def test_reports_of_earlier_steps_stay_as_they_were(engine):
+    e, _ = pair(engine, "relu, auxk")
+    first = e.step(rows(0), state(11))
+    kept = {label: float(v) for label, v in first.scalars.items()}, first.fired.clone()
+    for step in range(1, 4):
+        e.step(rows(step, scale=9.0), state(11, step))
+    assert {label: float(v) for label, v in first.scalars.items()} == kept[0]
+    assert torch.equal(first.fired, kept[1])
+
+
+@each_quick_engine
+def test_engines_resume_each_others_checkpoints(engine):
+    whole = pair(engine, "relu, tied", dtype=torch.float64, clip_norm=0.5)
+    train_side_by_side(whole, [13] * 8, 11, tolerance=1e-9, dtype=torch.float64)
+    crossed = pair(engine, "relu, tied", dtype=torch.float64, clip_norm=0.5)
+    train_side_by_side(crossed, [13] * 4, 11, tolerance=1e-9, dtype=torch.float64)
+    states = [{n: t.clone() for n, t in e.state_dict().items()} for e in crossed]
+    for e, other in zip(crossed, reversed(states), strict=True):
+        e.load_state_dict(other)
+    train_side_by_side(crossed, [13] * 4, 11, start=4, tolerance=1e-9, dtype=torch.float64)
+    for a, b in zip(whole, crossed, strict=True):
+        assert difference(a.model.state_dict(), b.model.state_dict()) < 1e-10
+
+
+def test_dense_goes_the_general_way_when_intact_falls():
+    """A schedule may come to ask what the corruption chose, at which the engine was not made to look."""
+    both = pair(DenseEngine, "relu, l1", dtype=torch.float64)
+    s = state(11)
+    for step, intact in enumerate((1.0, 0.5, 0.0, 1.0)):
+        made = rows(step, dtype=torch.float64)
+        made = Batch(made.x_in, made.x, made.rows, made.x > 0.5)
+        for e in both:
+            e.terms["mse"].intact = intact
+        ours, truth = (e.step(made, s) for e in both)
+        assert float(ours.scalars["loss"]) == pytest.approx(float(truth.scalars["loss"]), rel=1e-12)
+    assert difference(*(e.model.state_dict() for e in both)) < 1e-12
+    assert difference(*(e.state_dict() for e in both)) < 1e-10
+
+
+class MyReLU(ff.ReLU, name="my_relu"):
+    pass
+
+
+class MyMSE(ff.MSE, name="my_mse"):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("model", "terms", "more", "why"),
+    [
+        ({"activation": "topk"}, ["mse"], {}, "only relu, sigmoid and plain units"),
+        ({"activation": MyReLU()}, ["mse"], {}, "only relu, sigmoid and plain units"),
+        ({"network": {"name": "mlp", "hidden": [5]}}, ["mse"], {}, "only linear networks"),
+        ({"dtype": torch.bfloat16}, ["mse"], {}, "only float32 and float64"),
+        ({}, ["mse"], {"dtype": "bfloat16"}, "only float32 and float64"),
+        ({}, ["mse"], {"optimizer": Optimizer("lbfgs")}, "only adam"),
+        ({}, ["mse", "contractive"], {}, "only the terms mse, bce, l1, kl, weight_decay and auxk"),
+        ({}, ["my_mse"], {}, "only the terms mse, bce, l1, kl, weight_decay and auxk"),
+        ({}, ["weight_decay"], {}, "only with mse or bce"),
+        ({}, [{"name": "mse", "intact": 0.5}], {}, "only with intact at 1"),
+        ({}, ["mse", {"name": "l1", "by_decoder_norm": True}], {}, "only l1 without by_decoder_norm"),
+        ({}, ["bce"], {}, "only bce of output sigmoid"),
+        ({"activation": "relu"}, ["mse", "kl"], {}, "only kl of sigmoid units"),
+    ],
+)
+def test_what_dense_refuses(model, terms, more, why):
+    model = ff.Autoencoder(4, 5, **{"activation": "sigmoid", **model})
+    assert DenseEngine.refuses(Job(model, tuple(Term.from_config(t) for t in terms), **more)) == why
+
+
+def test_dense_leaves_what_is_watched_or_frozen_to_autograd():
+    def refusal(change):
+        model = sigmoid_model()
+        change(model)
+        return DenseEngine.refuses(job(model))
+
+    hooks = "only models without hooks or replaced methods"
+    assert refusal(lambda m: None) is None
+    assert refusal(lambda m: m.encoder.register_forward_hook(print)) == hooks
+    assert refusal(lambda m: m.decoder.W_dec.register_hook(print)) == hooks
+    assert refusal(lambda m: setattr(m.activation, "forward", torch.tanh)) == hooks
+    assert "learned" in refusal(lambda m: m.encoder.W_enc.requires_grad_(False))
+    assert "weights and biases" in refusal(lambda m: m.activation.register_parameter("gain", m.decoder.b_dec))

@@ -29,7 +29,7 @@ FLOORS = {
     3: ["autoencoder"],
     2: ["activations", "sources"],
     1: ["terms", "networks", "corruptions", "preprocess"],
-    0: ["contracts", "metrics", "disk", "rng", "rows", "_version"],
+    0: ["contracts", "metrics", "disk", "kernels", "rng", "rows", "_version"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

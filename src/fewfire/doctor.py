@@ -19,6 +19,7 @@ from fewfire._version import __version__
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Job
 from fewfire.engines import ENGINES, choose
+from fewfire.kernels import loading
 from fewfire.terms import MSE, AuxK
 
 __all__ = ["Finding", "diagnose"]
@@ -43,8 +44,8 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Versions, processors, memory, devices, the engine and why, and what is missing."""
-    return [*_versions(), *_machine(), *_engines(), *_optional(), *_folder()]
+    """Versions, processors, memory, devices, the engine and why, the kernels, and what is missing."""
+    return [*_versions(), *_machine(), *_engines(), *_kernels(), *_optional(), *_folder()]
 
 
 def _versions() -> Iterator[Finding]:
@@ -102,9 +103,26 @@ def _memory() -> Iterator[Finding]:
 def _engines() -> Iterator[Finding]:
     """The engine that a usual job gets, and why the others do not."""
     model = Autoencoder(64, 256, "topk")
-    _, reason = choose(Job(model, (MSE(), AuxK())))
     known = ", ".join(engine.name for engine in ENGINES)
+    try:
+        _, reason = choose(Job(model, (MSE(), AuxK())))
+    except ValueError as error:  # FEWFIRE_ISA asks for what there is not
+        yield Finding("problem", "engine", f"none is found: {error}")
+        return
     yield Finding("ok", "engine", f"{reason}; there is: {known}")
+
+
+def _kernels() -> Iterator[Finding]:
+    """The instruction set that the compiled kernels use, or why there are none and what that costs."""
+    try:
+        isa = loading.isa()
+    except ValueError as error:
+        yield Finding("problem", "kernels", str(error))
+        return
+    if isa == "none":
+        yield Finding("note", "kernels", f"none, plain torch takes their place and is slower: {loading.why_not()}")
+    else:
+        yield Finding("ok", "kernels", f"{isa}; FEWFIRE_ISA chooses from: {', '.join(loading.choices())}")
 
 
 def _optional() -> Iterator[Finding]:

@@ -47,10 +47,11 @@ class TopK(Activation):
 
     def forward(self, pre_acts: Tensor, state: TrainState | None = None) -> Tensor:
         flat = pre_acts.flatten(1)
-        top = flat.topk(self._k(flat.shape[1], state is None), dim=1, sorted=False)
+        top = flat.topk(self.kept(flat.shape[1], state is None), dim=1, sorted=False)
         return torch.zeros_like(flat).scatter(1, top.indices, top.values.relu()).view_as(pre_acts)
 
-    def _k(self, n_latents: int, inference: bool) -> int:
+    def kept(self, n_latents: int, inference: bool) -> int:
+        """How many latents of a row fire."""
         if self.k is None:
             raise ValueError("TopK(k=None) learns its k from an Autoencoder; give k to use it alone")
         k = round(self.k * self.alpha) if inference else round(self.k)
@@ -101,19 +102,25 @@ class BatchTopK(Activation):
 
     def _lowest(self, z: Tensor) -> Tensor:
         """What latents of this batch must exceed for ``k`` of them to fire per row. z: (B, ...) rectified."""
-        if self.k is None:
-            raise ValueError("BatchTopK(k=None) learns its k from an Autoencoder; give k to use it alone")
         flat = z.detach().flatten()
-        n_kept = min(max(round(self.k * len(z)), 1), len(flat))
+        n_kept = self.kept(len(z), len(flat) // max(1, len(z)))
         if n_kept == len(flat):
             return flat.new_zeros(())
         return torch.kthvalue(flat, len(flat) - n_kept).values
 
+    def kept(self, n_rows: int, n_latents: int) -> int:
+        """How many latents of a batch's rows fire."""
+        if self.k is None:
+            raise ValueError("BatchTopK(k=None) learns its k from an Autoencoder; give k to use it alone")
+        return min(max(round(self.k * n_rows), 1), n_rows * n_latents)
+
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
-        """The threshold of the batches, averaged: over half of the steps at first, over about a hundred later."""
+        self.learn_threshold(self._lowest(out.pre_acts.relu()))
+
+    def learn_threshold(self, lowest: Tensor) -> None:
+        """Average what latents had to exceed: over half of the batches at first, over about a hundred later."""
         self.seen += 1
-        lowest = self._lowest(out.pre_acts.relu()).to(self.threshold)
-        self.threshold.lerp_(lowest, max(2 / (1 + int(self.seen)), 0.01))
+        self.threshold.lerp_(lowest.to(self.threshold), max(2 / (1 + int(self.seen)), 0.01))
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
         return (pre_acts.relu() > self.threshold).to(pre_acts.dtype)

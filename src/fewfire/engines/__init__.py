@@ -1,4 +1,4 @@
-"""One training step. ``autograd`` is the truth and takes any model; a fused engine gives the same result, faster.
+"""One training step. ``autograd`` is the truth and takes any model; the others give the same result, faster.
 
 An engine is one class in one file of this folder, listed in ENGINES from the fastest to the most general.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from fewfire.contracts import Engine, Job
 from fewfire.engines.autograd import AutogradEngine
+from fewfire.engines.dense import DenseEngine
+from fewfire.engines.sparse import FusedEngine, NativeEngine
 
-__all__ = ["ENGINES", "AutogradEngine", "choose"]
+__all__ = ["ENGINES", "AutogradEngine", "DenseEngine", "FusedEngine", "NativeEngine", "choose"]
 
-ENGINES: tuple[type[Engine], ...] = (AutogradEngine,)
+ENGINES: tuple[type[Engine], ...] = (NativeEngine, FusedEngine, DenseEngine, AutogradEngine)
 
 
 def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
@@ -28,7 +30,8 @@ def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
     for engine in ENGINES if name == "auto" else (known[name],):
         refusal = engine.refuses(job)
         if refusal is None:
-            why = "asked for" if name != "auto" else "; ".join(refusals) or "takes any model"
+            first = "takes any model" if engine is AutogradEngine else "the fastest for this model"
+            why = "asked for" if name != "auto" else "; ".join(refusals) or first
             return engine(job), f"{engine.name} ({why})"
         refusals.append(f"{engine.name}: {refusal}")
     raise ValueError(f"no engine takes this job. {'; '.join(refusals)}")

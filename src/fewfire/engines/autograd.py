@@ -12,7 +12,7 @@ from fewfire import metrics
 from fewfire.contracts import Batch, ForwardOutput, Job, StepReport, TrainState
 from fewfire.engines.optimizers import make_optimizer
 
-__all__ = ["AutogradEngine", "forward", "objective"]
+__all__ = ["AutogradEngine", "forward", "labelled", "objective", "uncommitted"]
 
 
 def forward(model: Any, batch: Batch, state: TrainState | None = None) -> ForwardOutput:
@@ -74,7 +74,7 @@ class AutogradEngine:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = _norm(gradients)  # one number answers both "finite?" and "how much to clip?"
         if not torch.isfinite(loss + norm):
-            return self._uncommitted(batch, out, scalars)
+            return uncommitted(batch, out, scalars)
 
         if self.clip_norm is not None and norm > self.clip_norm:
             torch._foreach_mul_(gradients, self.clip_norm / norm)
@@ -94,25 +94,26 @@ class AutogradEngine:
             scalars["sum"] = out.latents.sum() / rows
         return StepReport(scalars, metrics.by_latent(active).any(0))
 
-    def _uncommitted(self, batch: Batch, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:
-        """Name the rows that are not finite; when each row is but their sum is not, all of them.
-
-        Data first: one bad row can reach the others through an activation or a corruption that looks at the batch.
-        """
-        bad = batch.rows
-        for tensor in (batch.x, batch.x_in, out.recon.detach()):
-            finite = _rows_finite(tensor)
-            if not finite.all():
-                bad = batch.rows[~finite.to(batch.rows.device)]
-                break
-        fired = torch.zeros(out.latents.shape[1], dtype=torch.bool, device=out.latents.device)
-        return StepReport(scalars, fired, bad)
-
     def state_dict(self) -> dict[str, Tensor]:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimizer.load_state_dict(tensors)
+
+
+def uncommitted(batch: Batch, out: ForwardOutput, scalars: dict[str, Tensor]) -> StepReport:
+    """Name the rows that are not finite; when each row is but their sum is not, all of them.
+
+    Data first: one bad row can reach the others through an activation or a corruption that looks at the batch.
+    """
+    bad = batch.rows
+    for tensor in (batch.x, batch.x_in, out.recon.detach()):
+        finite = _rows_finite(tensor)
+        if not finite.all():
+            bad = batch.rows[~finite.to(batch.rows.device)]
+            break
+    fired = torch.zeros(out.latents.shape[1], dtype=torch.bool, device=out.latents.device)
+    return StepReport(scalars, fired, bad)
 
 
 def labelled(terms: tuple[Any, ...]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -50,16 +50,19 @@ class Adam:
             "step": {n: torch.zeros((), dtype=torch.float32, device=p.device) for n, p in parameters.items()},
         }
 
-    @torch.no_grad()
     def step(self, lr: float, loss: Tensor, evaluate: Callable[[], Tensor]) -> None:
-        moved = {n: p for n, p in self.parameters.items() if p.grad is not None}
-        if not moved:  # nothing in the objective depends on a parameter at this step
-            return
-        average, square, steps = ([self.moments[kind][n] for n in moved] for kind in self.moments)
+        gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+        if gradients:  # else nothing in the objective depends on a parameter at this step
+            self.move(gradients, lr)
+
+    @torch.no_grad()
+    def move(self, gradients: Mapping[str, Tensor], lr: float) -> None:
+        """One step of the parameters that have a gradient here."""
+        average, square, steps = ([by_name[n] for n in gradients] for by_name in self.moments.values())
         torch._foreach_add_(steps, 1)
         torch._fused_adam_(
-            list(moved.values()),
-            [cast(Tensor, p.grad) for p in moved.values()],
+            [self.parameters[n] for n in gradients],
+            list(gradients.values()),
             average,
             square,
             [],

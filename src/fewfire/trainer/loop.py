@@ -40,6 +40,8 @@ from fewfire.trainer.validation import Best, measure
 __all__ = ["SparsityWarning", "Trainer", "TrainingError"]
 
 SUMMARY_ROWS = 50_000
+LOGGED_ROWS = 256
+"""of a batch, for the FVU in the log: of a wide model, a whole batch would take as long as several steps"""
 
 
 class TrainingError(RuntimeError):
@@ -291,10 +293,12 @@ class Trainer:
         ``noise``: what the corruption is drawn from, besides the seed. Asked again with the same key, it says what it
         chose; of pairs, what differs was chosen.
         """
-        model, dtype = self.model, self.model.dtype
+        model = self.model
+        first = next(model.encoder.parameters())  # asked once: this is done at every step
+        device, dtype = first.device, first.dtype
         paired = batch.x is not batch.x_in or model.preprocess_out is not None
-        clean = model.to_model_space(batch.x_in.to(model.device)).to(dtype)
-        x = model.target_to_model_space(batch.x.to(model.device)).to(dtype) if paired else clean
+        clean = model.to_model_space(batch.x_in.to(device)).to(dtype)
+        x = model.target_to_model_space(batch.x.to(device)).to(dtype) if paired else clean
         if self.corruption is None:
             return Batch(clean, x, batch.rows, clean != x if self.emphasis else None)
         key = (self.state.seed, *noise)
@@ -308,9 +312,9 @@ class Trainer:
         self.schedules.apply(self._done(state.step))
         report = self.engine.step(batch, state)
         if report.bad_rows is None:
-            state.since_fired += len(batch.rows)
-            state.since_fired[report.fired] = 0
-            state.samples += len(batch.rows)
+            n_rows = len(batch.rows)
+            state.since_fired.add_(n_rows).masked_fill_(report.fired, 0)
+            state.samples += n_rows
             if self.steering is not None:
                 self.steering.after(report, batch, state)
             if self.lifts:
@@ -422,9 +426,10 @@ class Trainer:
 
     def _write_log(self, batch: Batch, report: StepReport, speed: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
+        x_in, x = batch.x_in[:LOGGED_ROWS], batch.x[:LOGGED_ROWS]
         with torch.no_grad():  # a hundredth of the steps, so that the others need not compute it
-            recon = self.model(batch.x_in, batch.x).recon
-        values = {**scalars, "fvu": metrics.fvu(batch.x, recon)}
+            recon = self.model(x_in, x).recon
+        values = {**scalars, "fvu": metrics.fvu(x, recon)}
         dead = int(self.state.dead.sum())
         self._log.log(
             self.state.step,

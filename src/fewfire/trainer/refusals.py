@@ -43,7 +43,7 @@ def check_range(model: Autoencoder, batch: Batch) -> None:
     if model.network.output != "sigmoid":
         return
     low, high = batch.x.aminmax()
-    if low >= -ROUNDING and high <= 1 + ROUNDING:
+    if float(low) >= -ROUNDING and float(high) <= 1 + ROUNDING:
         return
     finite = batch.x.isfinite()  # what is not, the engine names, or skips
     outside = (finite & ((batch.x < -ROUNDING) | (batch.x > 1 + ROUNDING))).flatten(1).any(1)

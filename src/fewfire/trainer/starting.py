@@ -78,13 +78,19 @@ def start_activation(model: Autoencoder, terms: Iterable[Term], rows: Tensor, ta
     model.activation.start(pre_acts, target_l0)
     margins = model.activation.margins(pre_acts)
     if target_l0 is not None and margins is not None:
-        _start_alike(model, margins, target_l0)
+        raise_threshold(model, _start_for(model, margins, target_l0))
 
 
-def _start_alike(model: Autoencoder, margins: Tensor, target_l0: float) -> None:
-    """Let every latent fire on the same share of the rows: under one threshold for all, the small ones never would."""
-    by_latent = margins.transpose(0, 1).flatten(1)  # of a feature map, every place of it counts
-    n_rows = by_latent.shape[1]
-    rank = min(max(1, round((1 - target_l0 / margins[0].numel()) * n_rows)), n_rows)
-    lowest = by_latent.kthvalue(rank, dim=1).values
-    raise_threshold(model, lowest.where(lowest.isfinite(), 0.0))
+def _start_for(model: Autoencoder, margins: Tensor, target_l0: float) -> Tensor:
+    """By how much to raise thresholds for ``target_l0`` latents to fire per row: a number, or one for each bias (L,).
+
+    Thresholds of their own start as one for all: latents then find more of the truth (benchmarks/worlds.py). Where
+    biases are the thresholds, latents with small weights would never fire; each starts with its share of the rows.
+    """
+    alike = type(model.activation).raise_threshold is Activation.raise_threshold
+    groups = margins.transpose(0, 1).flatten(1) if alike else margins.flatten()[None]  # of a map, every place counts
+    size = groups.shape[1]
+    rank = min(max(1, round((1 - target_l0 / margins[0].numel()) * size)), size)
+    lowest = groups.kthvalue(rank, dim=1).values
+    lowest = lowest.where(lowest.isfinite(), 0.0)
+    return lowest if alike else lowest.squeeze(0)

@@ -1,0 +1,301 @@
+// The encoder's product: every pre-activation of a chunk of rows, approximately, and by how much each may be wrong.
+//
+// Weights are copied once a step into panels of PANEL latents, in the order in which the product reads them. Where the
+// processor multiplies bytes (VNNI), rows and weights are rounded to 8 bits with one scale each, which is four times as
+// fast as float32. What decides is never this product: whoever asks takes the entries that may matter, by the bound
+// below, and computes those again with `exact`.
+//
+// The bound. With x' and w' the rounded row and weights, z - z' = (x - x') w + x' (w - w'). By Cauchy and Schwarz it is
+// at most |x - x'| |w| + |x'| |w - w'|; a sum of d independent rounding errors is smaller by sqrt(d), and SIGMAS
+// standard deviations of that are taken instead, unless the steps of the rounding are coarse beside the numbers
+// themselves, when rounding errors follow the numbers. The largest share of a bound that an error was seen to reach is
+// kept, so that whoever doubts can look (`Codes::audit`).
+#pragma once
+#include <algorithm>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace {
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr float SIGMAS = 6.0f;
+constexpr float COARSE = 0.25f;             // of the mean absolute value, as a step of the rounding
+constexpr float ROUNDING = 1.2e-7f;         // of a float32
+constexpr int PANEL = 2 * LANES;            // latents
+constexpr int STRIP = LANES == 16 ? 12 : 6; // rows whose sums fit into registers, for a panel
+constexpr int64_t IN_L2 = 384 * 1024;       // bytes of panels that stay in the second cache while rows pass
+#if defined(__AVX512VNNI__)
+constexpr bool HAS_BYTES = true;
+#else
+constexpr bool HAS_BYTES = false;
+#endif
+constexpr int FEWEST_FOR_BYTES = 128;       // columns; below, rounding and refining cost more than they save
+constexpr int MOST_FOR_BYTES = 32768;       // columns whose products of bytes a 32-bit sum can hold
+
+constexpr float TINY = 1e-30f;    // below, a quotient may overflow
+constexpr float ANYTHING = 1e30f;  // a bound that nothing exceeds
+
+// What is known of a row, or of a latent's weights, once it is rounded.
+struct Rounded {
+  float scale;  // of one step; 0: it was not rounded to bytes
+  float norm;   // Euclidean, of the numbers as they were
+  float error;  // by how much the product with a vector of norm 1 may be off
+  bool finite;
+};
+
+// The largest absolute value, and whether all are finite.
+struct Extent {
+  float top;
+  bool finite;
+};
+
+inline Extent extent(const float* x, int d) {
+  vec most{}, nan{};
+  for_vectors(d, [&](int i, auto part) {
+    vec v = load(x + i, part);
+    most = max(absolute(v), most);
+    nan += v * 0.0f;  // NaN for NaN and for infinity
+  });
+  return {largest(most), sum(nan) == 0.0f};
+}
+
+inline float finite_norm(float scale, vec squares) { return std::min(scale * std::sqrt(sum(squares)), ANYTHING); }
+
+class Encoder {
+ public:
+  int n = 0, d = 0, n_padded = 0, d_padded = 0;
+  bool bytes = false;
+  bool finite = true;
+  const float *weights = nullptr, *bias = nullptr;
+  std::vector<float> norm, error;  // per latent, 0 for those that fill up the last panel
+
+  // Weights (n, d) and biases (n,) as they are now.
+  void pack(const float* new_weights, const float* new_bias, int new_n, int new_d, bool allow_bytes, int threads) {
+    n = new_n, d = new_d, weights = new_weights, bias = new_bias;
+    n_padded = (n + PANEL - 1) / PANEL * PANEL;
+    d_padded = (d + 15) / 16 * 16;
+    bytes = HAS_BYTES && allow_bytes && d >= FEWEST_FOR_BYTES && d <= MOST_FOR_BYTES;
+    norm.assign(n_padded, 0.0f), error.assign(n_padded, 0.0f);
+    biases.assign(n_padded, -INF);
+    std::copy(bias, bias + n, biases.begin());
+    if (bytes) {
+      byte_panels.resize((size_t)n_padded * d_padded);
+      scale.assign(n_padded, 0.0f), shift.assign(n_padded, 0);
+    } else {
+      panels.resize((size_t)n_padded * d);
+    }
+    std::vector<uint8_t> sound(n_padded / PANEL);
+    parallel(threads, n_padded / PANEL, [&](int64_t p, int) { sound[p] = pack_panel((int)p * PANEL); });
+    finite = std::all_of(sound.begin(), sound.end(), [](uint8_t s) { return s; });
+  }
+
+  float exact(const float* x, int latent) const { return dot(x, weights + (size_t)latent * d, d) + bias[latent]; }
+
+  void prefetch(int latent) const {
+    const char* row = (const char*)(weights + (size_t)latent * d);
+    for (int b = 0; b < std::min(4 * d, 4096); b += 64) __builtin_prefetch(row + b, 0, 2);  // as far as the second cache
+  }
+
+  // A chunk of rows, made ready for the product: what it is computed from, and the bounds of its errors.
+  struct Rows {
+    const float* x = nullptr;
+    int n = 0;
+    std::vector<uint8_t> bytes;
+    std::vector<float> norm, scale, by_norm, by_error;  // |z - z'| <= by_norm[row] norm[latent] + by_error[row] error[latent]
+    std::vector<uint8_t> finite;
+  };
+
+  void ready(Rows& rows, const float* x, int n_rows) const {
+    rows.x = x, rows.n = n_rows;
+    rows.norm.resize(n_rows), rows.scale.resize(n_rows), rows.finite.resize(n_rows);
+    rows.by_norm.resize(n_rows), rows.by_error.resize(n_rows);
+    if (bytes) rows.bytes.resize((size_t)n_rows * d_padded);
+    for (int r = 0; r < n_rows; r++) {
+      Rounded row = bytes ? round_row(x + (size_t)r * d, &rows.bytes[(size_t)r * d_padded]) : measure(x + (size_t)r * d);
+      rows.norm[r] = row.norm, rows.scale[r] = row.scale, rows.finite[r] = row.finite;
+      rows.by_norm[r] = row.error + row.norm * d * ROUNDING;  // the sums of `exact` and of this product round as well
+      rows.by_error[r] = bytes ? row.norm + row.error : 0.0f;
+    }
+  }
+
+  // z (rows.n, n_padded): pre-activations as far as the product tells them; minus infinity where there is no latent.
+  void product(const Rows& rows, float* z) const {
+    int64_t panel_bytes = bytes ? (int64_t)d_padded * PANEL : (int64_t)d * PANEL * 4;
+    int block = (int)std::max<int64_t>(1, IN_L2 / panel_bytes) * PANEL;
+    for (int first = 0; first < n_padded; first += block) {
+      int last = std::min(n_padded, first + block);
+      for (int r = 0; r < rows.n; r += STRIP) strip<STRIP>(rows, r, std::min(STRIP, rows.n - r), first, last, z);
+    }
+  }
+
+ private:
+  std::vector<float> panels, biases, scale;
+  std::vector<int8_t> byte_panels;
+  std::vector<int32_t> shift;
+
+  bool pack_panel(int first) {
+    bool sound = true;
+    for (int j = 0; j < PANEL; j++) {
+      int latent = first + j;
+      if (latent >= n) {
+        clear_column(first, j);
+        continue;
+      }
+      const float* row = weights + (size_t)latent * d;
+      Rounded w = bytes ? pack_bytes(row, latent) : measure(row);
+      if (!bytes)
+        for (int i = 0; i < d; i++) panels[(size_t)first * d + (size_t)i * PANEL + j] = row[i];
+      norm[latent] = w.norm, error[latent] = w.error;
+      sound = sound && w.finite && std::isfinite(bias[latent]);
+    }
+    return sound;
+  }
+
+  void clear_column(int first, int j) {
+    if (bytes) {
+      int32_t* column = (int32_t*)&byte_panels[(size_t)first * d_padded] + j;
+      for (int i = 0; i < d_padded / 4; i++) column[(size_t)i * PANEL] = 0;
+    } else {
+      for (int i = 0; i < d; i++) panels[(size_t)first * d + (size_t)i * PANEL + j] = 0.0f;
+    }
+  }
+
+  // The norm, without squares that overflow or vanish.
+  Rounded measure(const float* x) const {
+    auto [top, finite] = extent(x, d);
+    if (!finite) return {0.0f, 0.0f, 0.0f, false};
+    if (top < TINY) return {0.0f, top > 0 ? ANYTHING : 0.0f, 0.0f, true};
+    vec squares{}, inverse = splat(1.0f / top);
+    for_vectors(d, [&](int i, auto part) {
+      vec v = load(x + i, part) * inverse;
+      squares += v * v;
+    });
+    return {0.0f, finite_norm(top, squares), 0.0f, true};
+  }
+
+  // Never inlined: among other code, GCC would keep the sums in memory.
+  template <int ROWS>
+  static __attribute__((noinline)) void tile(const float* x, int d, const float* panel, const float* bias, float* z, int n_padded) {
+    vec left[ROWS], right[ROWS];
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) left[r] = right[r] = vec{};
+    for (int i = 0; i < d; i++) {
+      vec w0 = load(panel + (size_t)i * PANEL), w1 = load(panel + (size_t)i * PANEL + LANES);
+#pragma GCC unroll 12
+      for (int r = 0; r < ROWS; r++) {
+        vec a = splat(x[(size_t)r * d + i]);
+        left[r] += a * w0;
+        right[r] += a * w1;
+      }
+    }
+    vec b0 = load(bias), b1 = load(bias + LANES);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+      store(z + (size_t)r * n_padded, left[r] + b0);
+      store(z + (size_t)r * n_padded + LANES, right[r] + b1);
+    }
+  }
+
+  // Of so many rows, with a tile of that height for each number of them.
+  template <int ROWS>
+  void strip(const Rows& rows, int r, int n_rows, int first, int last, float* z) const {
+    if constexpr (ROWS > 0) {
+      if (n_rows != ROWS) return strip<ROWS - 1>(rows, r, n_rows, first, last, z);
+      for (int p = first; p < last; p += PANEL) {
+        float* out = z + (size_t)r * n_padded + p;
+        if (bytes)
+          byte_tile<ROWS>(rows, r, p, out);
+        else
+          tile<ROWS>(rows.x + (size_t)r * d, d, &panels[(size_t)p * d], &biases[p], out, n_padded);
+      }
+    }
+  }
+
+#if defined(__AVX512VNNI__)
+  typedef int32_t four_bytes __attribute__((may_alias));
+
+  // In steps of a 127th of the largest number. Errors are measured in steps, which neither overflow nor vanish.
+  template <class Put>
+  Rounded round(const float* x, Put put) const {
+    auto [top, finite] = extent(x, d);
+    if (!finite || top < TINY) {
+      for (int i = 0; i < d_padded; i += 16) put(i, _mm512_setzero_si512());
+      return {0.0f, finite && top > 0 ? ANYTHING : 0.0f, 0.0f, finite};
+    }
+    float step = top / 127.0f;
+    vec inverse = splat(1.0f / step), off{}, squares{}, sizes{};
+    for (int i = 0; i < d_padded; i += 16) {
+      vec v = (i + 16 <= d ? load(x + i) : load(x + i, Part{d - i})) * inverse;
+      __m512i q = _mm512_cvtps_epi32((__m512)v);
+      vec rest = v - (vec)_mm512_cvtepi32_ps(q);
+      off += rest * rest;
+      squares += v * v;
+      sizes += absolute(v);
+      put(i, q);
+    }
+    bool coarse = COARSE * sum(sizes) < d;
+    float spread = coarse ? 1.0f : std::min(1.0f, SIGMAS / std::sqrt((float)d));
+    return {step, finite_norm(step, squares), spread * finite_norm(step, off), true};
+  }
+
+  Rounded round_row(const float* x, uint8_t* out) const {
+    return round(x, [&](int i, __m512i q) {  // the product takes the row's bytes without a sign: 128 is zero
+      _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(128))));
+    });
+  }
+
+  // Into column `latent` of its panel: four columns of the weights lie side by side, for one instruction.
+  Rounded pack_bytes(const float* w, int latent) {
+    int32_t* column = (int32_t*)&byte_panels[(size_t)(latent / PANEL * PANEL) * d_padded] + latent % PANEL;
+    __m512i total = _mm512_setzero_si512();
+    Rounded rounded = round(w, [&](int i, __m512i q) {
+      total = _mm512_add_epi32(total, q);
+      alignas(16) int32_t fours[4];
+      _mm_store_si128((__m128i*)fours, _mm512_cvtepi32_epi8(q));
+      for (int u = 0; u < 4; u++) column[(size_t)(i / 4 + u) * PANEL] = fours[u];
+    });
+    scale[latent] = rounded.scale;
+    shift[latent] = -128 * _mm512_reduce_add_epi32(total);
+    return rounded;
+  }
+
+  template <int ROWS>
+  __attribute__((noinline)) void byte_tile(const Rows& rows, int r0, int p, float* z) const {
+    const four_bytes* x = (const four_bytes*)&rows.bytes[(size_t)r0 * d_padded];
+    const int fours = d_padded / 4;
+    const int8_t* panel = &byte_panels[(size_t)p * d_padded];
+    __m512i left[ROWS], right[ROWS];
+    __m512i s0 = _mm512_loadu_si512(&shift[p]), s1 = _mm512_loadu_si512(&shift[p + 16]);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) left[r] = s0, right[r] = s1;
+    for (int i = 0; i < fours; i++) {
+      __m512i w0 = _mm512_loadu_si512(panel + (size_t)i * 128), w1 = _mm512_loadu_si512(panel + (size_t)i * 128 + 64);
+#pragma GCC unroll 12
+      for (int r = 0; r < ROWS; r++) {
+        __m512i a = _mm512_set1_epi32(x[(size_t)r * fours + i]);
+        // not by its intrinsic, for which GCC 12 copies every sum from register to register
+        asm("vpdpbusd %2, %1, %0" : "+v"(left[r]) : "v"(a), "v"(w0));
+        asm("vpdpbusd %2, %1, %0" : "+v"(right[r]) : "v"(a), "v"(w1));
+      }
+    }
+    vec scale0 = load(&scale[p]), scale1 = load(&scale[p + 16]), b0 = load(&biases[p]), b1 = load(&biases[p + 16]);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+      vec step = splat(rows.scale[r0 + r]);
+      store(z + (size_t)r * n_padded, (vec)_mm512_cvtepi32_ps(left[r]) * (step * scale0) + b0);
+      store(z + (size_t)r * n_padded + LANES, (vec)_mm512_cvtepi32_ps(right[r]) * (step * scale1) + b1);
+    }
+  }
+#else
+  Rounded round_row(const float* x, uint8_t*) const { return measure(x); }
+  Rounded pack_bytes(const float* w, int) { return measure(w); }
+  template <int ROWS>
+  void byte_tile(const Rows&, int, int, float*) const {}
+#endif
+};
+
+}  // namespace

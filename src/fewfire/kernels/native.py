@@ -1,0 +1,224 @@
+"""The compiled kernels, called with torch tensors. ``reference.py`` says in plain torch what they compute.
+
+The work is in ``csrc/``, the build in ``building.py``. Threads are as many as torch has here; results do not depend on
+them. ctypes lets go of Python's lock, so other threads of Python run meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from ctypes import byref, c_double, c_float, c_int32, c_int64, c_void_p
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewfire.kernels import loading
+from fewfire.kernels.interface import AdamStep, Codes, Loss, Outcome, Weights
+
+__all__ = ["NativeKernels", "native_missing"]
+
+_OUT_OF_MEMORY, _TOO_FEW = -1, 1
+
+
+class _Adam(ctypes.Structure):
+    _fields_ = (
+        ("average", c_void_p * 4),
+        ("square", c_void_p * 4),
+        ("rate", c_float * 4),
+        ("root_correction", c_float * 4),
+        ("beta1", c_float),
+        ("one_minus_beta1", c_float),
+        ("beta2", c_float),
+        ("one_minus_beta2", c_float),
+        ("eps", c_float),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("n", c_int32),
+        ("d_in", c_int32),
+        ("d_out", c_int32),
+        ("unit_norm", c_int32),
+        ("W_enc", c_void_p),
+        ("b_enc", c_void_p),
+        ("W_dec", c_void_p),
+        ("b_dec", c_void_p),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (("rows", c_int32), ("x_in", c_void_p), ("x", c_void_p))
+
+
+class _Loss(ctypes.Structure):
+    _fields_ = (
+        ("n_prefixes", c_int32),
+        ("prefix", c_void_p),
+        ("slope", c_void_p),
+        ("l1", c_float),
+        ("threshold", c_void_p),
+        ("width", c_float),
+        ("step_slope", c_float),
+    )
+
+
+_P, _I, _L, _F = c_void_p, c_int32, c_int64, c_float
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "new": (_P, ()),
+    "free": (None, (_P,)),
+    "pack": (_I, (_P, _P, _P, _I, _I, _I, _I)),
+    "largest": (_I, (_P, _P, _I, _I, _I)),
+    "above": (_I, (_P, _P, _I, _P, _I)),
+    "keep": (_I, (_P, _L, _P)),
+    "entries": (_L, (_P,)),
+    "audit": (_F, (_P,)),
+    "copy": (None, (_P, _P, _P, _P, _P)),
+    "reconstruct": (_I, (_P, _P, _P, _P, _P, _P, _P, _P, _P, _I)),
+    "revive": (_I, (_P, _P, _P, _P, _P, _I, _I, _F, _I, _P, _P, _I)),
+    "norm": (_I, (_P, _P, _P, _P, _P, _I)),
+    "update": (_I, (_P, _P, _P, _P, _P, _F, _P, _I)),
+}
+
+
+def native_missing() -> str | None:
+    """Why there are no compiled kernels; None: there are."""
+    return loading.why_not() if loading.isa() == "none" else None
+
+
+@lru_cache
+def _functions(isa: str) -> dict[str, Any]:
+    """The library's functions for one instruction set, by their names without it."""
+    library: Any = loading.library()
+    functions = {}
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, f"fewfire_{name}_{isa}")
+        function.restype, function.argtypes = result, arguments
+        functions[name] = function
+    return functions
+
+
+class NativeKernels:
+    """``Kernels`` in C++, for the best instruction set that this processor has, or another one of the library's.
+
+    Raises
+    ------
+    RuntimeError
+        At construction: there is no library.
+    """
+
+    def __init__(self, isa: str | None = None, *, round_to_bytes: bool = True) -> None:
+        isa = isa or loading.isa()
+        if isa == "none":
+            raise RuntimeError(f"there are no compiled kernels: {loading.why_not()}")
+        self.isa = isa
+        self.round_to_bytes = round_to_bytes
+        self._call = _functions(isa)
+        self._at = self._call["new"]()
+        if self._at is None:
+            raise MemoryError
+        weakref.finalize(self, self._call["free"], self._at)
+        self._kept: tuple[Any, ...] = ()
+        self._packed: tuple[Tensor, Tensor] | None = None
+
+    def pack(self, W_enc: Tensor, b_enc: Tensor) -> None:
+        n, d = W_enc.shape
+        self._packed = (W_enc, b_enc)  # the library reads them again, for exact products
+        self._run("pack", W_enc.data_ptr(), b_enc.data_ptr(), n, d, self.round_to_bytes, _threads())
+
+    def largest(self, x: Tensor, k: int) -> None:
+        self._rows = len(x)
+        self._run("largest", x.data_ptr(), len(x), k, _threads())
+
+    def above(self, x: Tensor, thresholds: Tensor) -> None:
+        self._rows = len(x)
+        self._run("above", x.data_ptr(), len(x), thresholds.data_ptr(), _threads())
+
+    def keep(self, n: int) -> float | None:
+        lowest = c_float()
+        return None if self._run("keep", n, byref(lowest)) == _TOO_FEW else lowest.value
+
+    @property
+    def audit(self) -> float:
+        """The largest share of a bound of the last product's errors that an error was seen to reach."""
+        return float(self._call["audit"](self._at))
+
+    def codes(self) -> Codes:
+        entries = self._call["entries"](self._at)
+        start, latent = torch.empty(self._rows + 1, dtype=torch.int64), torch.empty(entries, dtype=torch.int32)
+        z, finite = torch.empty(entries, dtype=torch.float32), torch.empty(self._rows, dtype=torch.bool)
+        self._call["copy"](self._at, start.data_ptr(), latent.data_ptr(), z.data_ptr(), finite.data_ptr())
+        return Codes(start, latent, z, finite)
+
+    def reconstruct(self, weights: Weights, x_in: Tensor, x: Tensor, loss: Loss) -> Outcome:
+        model = _Model(
+            len(weights.W_enc),
+            weights.W_enc.shape[1],
+            weights.W_dec.shape[1],
+            weights.unit_norm,
+            weights.W_enc.data_ptr(),
+            weights.b_enc.data_ptr(),
+            weights.W_dec.data_ptr(),
+            weights.b_dec.data_ptr(),
+        )
+        batch = _Batch(len(x), x_in.data_ptr(), x.data_ptr())
+        n_prefixes = len(loss.prefixes)
+        prefixes, slopes = (c_int32 * n_prefixes)(*loss.prefixes), (c_float * n_prefixes)(*loss.slopes)
+        threshold = None if loss.threshold is None else loss.threshold.data_ptr()
+        objective = _Loss(
+            n_prefixes,
+            ctypes.cast(prefixes, c_void_p),
+            ctypes.cast(slopes, c_void_p),
+            loss.l1,
+            threshold,
+            loss.width,
+            loss.step_slope,
+        )
+        # the calls that follow read all of this again
+        self._kept = (weights, x_in, x, loss, prefixes, slopes)
+        self._given = (byref(model), byref(batch), byref(objective))
+        errors, active, total, self._largest = (c_double * n_prefixes)(), c_int64(), c_double(), c_double()
+        fired = torch.empty(model.n, dtype=torch.bool)
+        answers = (errors, fired.data_ptr(), byref(active), byref(total), byref(self._largest))
+        self._run("reconstruct", *self._given, *answers, _threads())
+        return Outcome(list(errors), fired, active.value, total.value, self._largest.value)
+
+    def revive(self, dead: Tensor, k: int, slope: float) -> tuple[float, float]:
+        error = c_double()
+        asked = (dead.data_ptr(), len(dead), k, slope, self.round_to_bytes)
+        self._run("revive", *self._given, *asked, byref(error), byref(self._largest), _threads())
+        return error.value, self._largest.value
+
+    def norm(self) -> float:
+        norm = c_double()
+        self._run("norm", *self._given, byref(norm), _threads())
+        return norm.value
+
+    def update(self, adam: AdamStep, factor: float, threshold_gradient: Tensor | None) -> None:
+        settings = _Adam(
+            (c_void_p * 4)(*(t.data_ptr() for t in adam.average)),
+            (c_void_p * 4)(*(t.data_ptr() for t in adam.square)),
+            (c_float * 4)(*(adam.lr / (1 - adam.beta1**t) for t in adam.steps)),
+            (c_float * 4)(*(1 / math.sqrt(1 - adam.beta2**t) for t in adam.steps)),
+            adam.beta1,
+            1 - adam.beta1,
+            adam.beta2,
+            1 - adam.beta2,
+            adam.eps,
+        )
+        to = None if threshold_gradient is None else threshold_gradient.data_ptr()
+        self._run("update", *self._given, byref(settings), factor, to, _threads())
+
+    def _run(self, name: str, *arguments: Any) -> int:
+        code: int = self._call[name](self._at, *arguments)
+        if code == _OUT_OF_MEMORY:
+            raise MemoryError(f"the compiled kernels ran out of memory ({name})")
+        return code
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
