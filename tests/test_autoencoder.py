@@ -371,7 +371,7 @@ def test_sparse_codes_hold_what_is_not_zero(activation):
         assert (indices[~kept] == 0).all(), "padding is value 0 at index 0"
         rebuilt[row, indices[kept]] = values[kept]
     assert torch.equal(rebuilt, dense)
-    assert torch.equal(model.decode(codes), model.decode(dense))
+    torch.testing.assert_close(model.decode(codes), model.decode(dense), rtol=1e-5, atol=1e-5)
 
 
 def test_negative_latents_are_kept():
@@ -383,7 +383,7 @@ def test_negative_latents_are_kept():
         model, x = make("signedintest"), data()
         dense = model.encode(x)
         assert (dense < 0).any()
-        assert torch.equal(model.decode(model.encode_sparse(x)), model.decode(dense))
+        torch.testing.assert_close(model.decode(model.encode_sparse(x)), model.decode(dense), rtol=1e-5, atol=1e-5)
     finally:
         del Activation.registry["signedintest"]
 
@@ -409,7 +409,7 @@ def test_padding_adds_nothing_to_latent_zero():
     model = make("relu")
     dense = torch.zeros(2, 24)
     dense[0, 0], dense[0, 3], dense[1, 3] = 2, 1, 1
-    assert torch.equal(model.decode(codes), model.decode(dense))
+    torch.testing.assert_close(model.decode(codes), model.decode(dense), rtol=1e-5, atol=1e-5)
 
 
 # -------------------------------------------------------------------------------------- never stale

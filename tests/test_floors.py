@@ -27,7 +27,7 @@ FLOORS = {
         "calibration",
     ],
     3: ["autoencoder"],
-    2: ["activations", "sources"],
+    2: ["activations", "sources", "sparse_codes"],
     1: ["terms", "networks", "corruptions", "preprocess"],
     0: ["contracts", "metrics", "disk", "kernels", "rng", "rows", "_version"],
 }

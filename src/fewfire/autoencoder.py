@@ -19,6 +19,7 @@ from fewfire.contracts import ForwardOutput, Layout, SparseCodes, TrainState
 from fewfire.networks import OUTPUTS, Network, Sizes
 from fewfire.preprocess import Preprocess, make_preprocess
 from fewfire.rows import as_rows, check_finite, column_names
+from fewfire.sparse_codes import decode_sparse, densify, encode_sparse, finds_codes
 
 __all__ = ["Autoencoder", "HasModel", "as_model", "default_latents"]
 
@@ -163,14 +164,21 @@ class Autoencoder(nn.Module):
         rows, model = self._ready(x, self.input_shape)
         check_finite(rows, columns=self.layout.columns)
         with torch.no_grad():
+            if finds_codes(model):
+                return densify(encode_sparse(model, model._in_model_space(rows)), model.n_latents)
             return _in_chunks(lambda chunk: model.codes(model.to_model_space(chunk))[1], rows)
 
     def encode_sparse(self, x: Tensor | npt.ArrayLike) -> SparseCodes:
         """(B, *input shape) -> SparseCodes (B, K): the latents that are not 0, K the most of any row.
 
-        Logistic units are never 0, so all of theirs are kept, and ``decode`` gives what dense latents would.
+        Logistic units are never 0, so all of theirs are kept, and ``decode`` gives what dense latents would, up to
+        rounding.
         """
-        latents = self.encode(x).flatten(1)
+        rows, model = self._ready(x, self.input_shape)
+        if finds_codes(model):
+            check_finite(rows, columns=self.layout.columns)
+            return encode_sparse(model, model._in_model_space(rows))
+        latents = model.encode(rows).flatten(1)
         k = max(1, int((latents != 0).sum(1).max())) if len(latents) else 1
         top = latents.abs().topk(k, dim=1)
         values = latents.gather(1, top.indices)
@@ -194,7 +202,8 @@ class Autoencoder(nn.Module):
     def reconstruct(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """(B, *input shape) -> (B, *target shape): ``decode(encode(x), like=x)``."""
         rows, model = self._ready(x, self.input_shape)
-        return model.decode(model.encode(rows), like=rows if self.input_shape == self.target_shape else None)
+        codes = model.encode_sparse(rows) if finds_codes(model) else model.encode(rows)
+        return model.decode(codes, like=rows if self.input_shape == self.target_shape else None)
 
     def reconstruct_in_model_space(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """(B, *input shape) -> (B, *target shape): what training compares with ``target_to_model_space(target)``.
@@ -204,6 +213,8 @@ class Autoencoder(nn.Module):
         """
         rows, model = self._ready(x, self.input_shape)
         with torch.no_grad():
+            if finds_codes(model):
+                return model._decode_sparse(*model.encode_sparse(rows))
             return model._decode_dense(model.encode(rows))
 
     # ------------------------------------------------------------------------------ description
@@ -286,6 +297,9 @@ class Autoencoder(nn.Module):
             raise ValueError(f"expected {what} of shape (rows, {', '.join(map(str, shape))}); got {tuple(rows.shape)}")
         return rows, self._in_dtype(rows.dtype)
 
+    def _in_model_space(self, rows: Tensor) -> Tensor:
+        return rows if self.preprocess is None else _in_chunks(self.to_model_space, rows)
+
     def _decode_dense(self, latents: Tensor) -> Tensor:
         return _in_chunks(lambda z: self.output(self.decoder(z)), latents)
 
@@ -293,6 +307,9 @@ class Autoencoder(nn.Module):
         """A few rows at a time become dense, so that (B, L) never has to fit in memory."""
         if indices.shape != values.shape:
             raise ValueError(f"indices {tuple(indices.shape)} and values {tuple(values.shape)} must have one shape")
+        logits = decode_sparse(self, SparseCodes(indices, values))
+        if logits is not None:
+            return logits if self.network.output == "identity" else _in_chunks(self.output, logits)
         width = math.prod(self.latent_shape)
 
         def dense(i: Tensor, v: Tensor) -> Tensor:

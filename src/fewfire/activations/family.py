@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from fewfire.contracts import ForwardOutput, Named, TrainState
+from fewfire.kernels import Kernels
 from fewfire.terms import Term
 
 __all__ = ["Activation", "for_latents", "threshold_for"]
@@ -83,6 +84,13 @@ class Activation(Named, nn.Module):
 
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
         """Update buffers, once the step that produced ``out`` is known to be sound."""
+
+    def find(self, kernels: Kernels, x_in: Tensor, n_latents: int) -> None:
+        """Leave the codes of rows (B, D), as at inference, in kernels that hold the encoder's weights.
+
+        Asked only of a class that defines it itself: one that inherits it may fire otherwise.
+        """
+        raise NotImplementedError
 
     def derivative(self, pre_acts: Tensor) -> Tensor | None:
         """d latents / d pre_acts where each latent depends on its own pre-activation alone: (B, L) -> (B, L).

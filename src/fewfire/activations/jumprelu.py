@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fewfire.activations.family import Activation, for_latents, threshold_for
 from fewfire.contracts import ForwardOutput, TrainState
+from fewfire.kernels import Kernels
 from fewfire.terms import AuxK, L0Penalty, Term
 
 __all__ = ["JumpReLU"]
@@ -92,6 +93,9 @@ class JumpReLU(Activation, name="jumprelu"):
 
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
         self.threshold.clamp_(min=0)
+
+    def find(self, kernels: Kernels, x_in: Tensor, n_latents: int) -> None:
+        kernels.above(x_in, self.threshold.detach())
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
         return (pre_acts > self._threshold(pre_acts)).to(pre_acts.dtype)

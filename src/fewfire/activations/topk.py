@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fewfire.activations.family import Activation
 from fewfire.contracts import ForwardOutput, TrainState
+from fewfire.kernels import Kernels
 from fewfire.terms import AuxK, Term
 
 __all__ = ["BatchTopK", "TopK"]
@@ -56,6 +57,9 @@ class TopK(Activation):
             raise ValueError("TopK(k=None) learns its k from an Autoencoder; give k to use it alone")
         k = round(self.k * self.alpha) if inference else round(self.k)
         return min(max(k, 1), n_latents)
+
+    def find(self, kernels: Kernels, x_in: Tensor, n_latents: int) -> None:
+        kernels.largest(x_in, self.kept(n_latents, inference=True))
 
     def set_k(self, n_active: float) -> bool:
         self.k = min(max(1, round(n_active / self.alpha)), self._most)
@@ -113,6 +117,9 @@ class BatchTopK(Activation):
         if self.k is None:
             raise ValueError("BatchTopK(k=None) learns its k from an Autoencoder; give k to use it alone")
         return min(max(round(self.k * n_rows), 1), n_rows * n_latents)
+
+    def find(self, kernels: Kernels, x_in: Tensor, n_latents: int) -> None:
+        kernels.above(x_in, self.threshold.clamp_min(0).expand(n_latents).contiguous())
 
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
         self.learn_threshold(self._lowest(out.pre_acts.relu()))

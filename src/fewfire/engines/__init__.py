@@ -28,7 +28,7 @@ def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
         raise ValueError(f"unknown engine {name!r}; choose from: auto, {', '.join(known)}")
     refusals: list[str] = []
     for engine in ENGINES if name == "auto" else (known[name],):
-        refusal = engine.refuses(job)
+        refusal = engine.refuses(job) or (engine.too_slow(job) if name == "auto" else None)
         if refusal is None:
             first = "takes any model" if engine is AutogradEngine else "the fastest for this model"
             why = "asked for" if name != "auto" else "; ".join(refusals) or first

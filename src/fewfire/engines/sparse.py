@@ -7,16 +7,17 @@ once. What each of them computes is written in ``kernels/``, twice: compiled, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewfire.activations import BatchTopK, JumpReLU, TopK
+from fewfire.activations import BatchTopK, JumpReLU, ReLU, TopK
 from fewfire.contracts import Batch, Job, StepReport, TrainState
 from fewfire.engines.autograd import AutogradEngine, labelled
-from fewfire.engines.dense import watched
+from fewfire.engines.dense import DenseEngine, watched
 from fewfire.engines.optimizers import Adam
 from fewfire.kernels import Kernels, NativeKernels, ReferenceKernels, native_missing
 from fewfire.kernels.interface import AdamStep, Loss, Outcome, Weights
@@ -30,8 +31,12 @@ THRESHOLD = "activation.threshold"
 DOUBTFUL = 1e18
 """a gradient beyond this may have a square that is not finite: then its norm is computed, and decides"""
 FLOAT32_MAX = torch.finfo(torch.float32).max
-FEWEST_HINT_ROWS = 64
-"""rows that tell where the threshold of a whole batch lies, when no batch before has"""
+HINT_ROWS = 64
+"""rows that stand for a batch where only the work depends on what they say"""
+FEWEST_WEIGHTS = 1 << 15
+"""of an encoder, below which autograd's few large operations beat many small ones"""
+CROWDED = 0.1
+"""share of latents that fire, beyond which codes are not worth their while"""
 
 
 class SparseEngine:
@@ -43,7 +48,7 @@ class SparseEngine:
     def __init__(self, job: Job) -> None:
         self.model = job.model
         self.terms = labelled(job.terms)
-        self.general = AutogradEngine(job)
+        self.general = (AutogradEngine if DenseEngine.refuses(job) else DenseEngine)(job)
         self.optimizer: Adam = self.general.optimizer  # type: ignore[assignment]  # refuses() has seen to it
         self.clip_norm = job.optimizer.clip_norm
         self.kernels = type(self).make_kernels()
@@ -62,11 +67,15 @@ class SparseEngine:
     def refuses(cls, job: Job) -> str | None:
         return _refused_model(job) or _refused_objective(job)
 
+    @classmethod
+    def too_slow(cls, job: Job) -> str | None:
+        return None
+
     @torch.no_grad()
     def step(self, batch: Batch, state: TrainState) -> StepReport:
-        if any(term.intact != 1 for term in self.terms.values() if type(term) is MSE) or self._fit().weight == 0:
-            return self.general.step(batch, state)
         x_in, x = batch.x_in.flatten(1).contiguous(), batch.x.flatten(1).contiguous()
+        if self._unusual(x_in):
+            return self.general.step(batch, state)
         self.kernels.pack(self.weights.W_enc, self.weights.b_enc)
         lowest = self._encode(x_in)
         loss = self._loss(len(x))
@@ -74,8 +83,7 @@ class SparseEngine:
         revival, largest = self._revive(outcome, state, x)
         values = self._values(outcome, revival, len(x))
         total = sum(self.terms[label].weight * value for label, value in values.items())
-        scalars = {name: torch.tensor(value) for name, value in {"loss": total, **values}.items()}
-        factor = self._factor(largest) if scalars["loss"].isfinite() else None
+        factor = self._factor(largest) if abs(total) <= FLOAT32_MAX else None
         if factor is None:
             return self.general.step(batch, state)  # finds the rows, and changes nothing
         self._move(factor, state.lr)
@@ -83,8 +91,16 @@ class SparseEngine:
             self.model.activation.learn_threshold(torch.tensor(lowest))
         if self.threshold is not None:
             self.threshold.clamp_(min=0)
-        scalars["l0"] = torch.tensor(outcome.active / len(x))
-        return StepReport(scalars, outcome.fired)
+        said = {"loss": total, **values, "l0": outcome.active / len(x)}
+        return StepReport(dict(zip(said, torch.tensor(list(said.values())).unbind(), strict=True)), outcome.fired)
+
+    def _unusual(self, x_in: Tensor) -> bool:
+        """Whether this step is one for the general engine: by a schedule, by thresholds below 0, or for speed."""
+        if any(term.intact != 1 for term in self.terms.values() if type(term) is MSE) or self._fit().weight == 0:
+            return True
+        if self.threshold is not None and not float(self.threshold.min()) >= 0:  # NaN neither
+            return True
+        return type(self.model.activation) is ReLU and self._crowded(x_in)
 
     # ------------------------------------------------------------------------------ codes
 
@@ -93,6 +109,9 @@ class SparseEngine:
         activation, n_latents = self.model.activation, self.model.n_latents
         if self.threshold is not None:  # those in the window below learn as well
             self.kernels.above(x_in, self.threshold - float(activation.width) / 2)
+            return None
+        if type(activation) is ReLU:
+            self.kernels.above(x_in, torch.zeros(n_latents))
             return None
         if type(activation) is TopK:
             self.kernels.largest(x_in, activation.kept(n_latents, inference=False))
@@ -113,10 +132,19 @@ class SparseEngine:
 
     def _guess(self, x_in: Tensor, n_kept: int) -> float:
         """From some rows: a number that somewhat more latents exceed than shall fire."""
-        rows = x_in[:FEWEST_HINT_ROWS]
-        z = torch.addmm(self.weights.b_enc, rows, self.weights.W_enc.T).flatten()
-        wanted = min(len(z), int(1.2 * n_kept * len(rows) / len(x_in)) + 1)
+        z = self._some_pre_acts(x_in).flatten()
+        wanted = min(len(z), int(1.2 * n_kept * len(z) / (len(x_in) * self.model.n_latents)) + 1)
         return max(0.0, float(z.kthvalue(len(z) - wanted + 1).values))
+
+    def _crowded(self, x_in: Tensor) -> bool:
+        """Whether so many rectified units fire that products of whole matrices are faster.
+
+        Told from the step's own rows and weights, never from the step before: a resumed run must decide alike.
+        """
+        return float((self._some_pre_acts(x_in) > 0).float().mean()) > CROWDED
+
+    def _some_pre_acts(self, x_in: Tensor) -> Tensor:
+        return torch.addmm(self.weights.b_enc, x_in[:HINT_ROWS], self.weights.W_enc.T)
 
     # ------------------------------------------------------------------------------ loss
 
@@ -164,6 +192,8 @@ class SparseEngine:
 
     def _factor(self, largest: float) -> float | None:
         """What the gradient is scaled by; None: it is not finite."""
+        if not largest < math.inf:  # a row or a weight that is not finite; no gradient may have come of it
+            return None
         if self.clip_norm is None and largest < DOUBTFUL:
             return 1.0
         norm = self.kernels.norm()
@@ -204,6 +234,11 @@ class FusedEngine(SparseEngine):
     name = "fused"
     make_kernels = ReferenceKernels
 
+    @classmethod
+    def too_slow(cls, job: Job) -> str | None:
+        few = job.model.n_latents * math.prod(job.model.input_shape) < FEWEST_WEIGHTS
+        return f"only encoders of {FEWEST_WEIGHTS:,} weights or more" if few else None
+
 
 def _refused_model(job: Job) -> str | None:
     """Types are compared exactly: a subclass may have overridden anything."""
@@ -212,8 +247,8 @@ def _refused_model(job: Job) -> str | None:
         return "only linear networks"
     if type(model.encoder) is not LinearEncoder or type(model.decoder) is not LinearDecoder:
         return "only linear networks whose weights are not tied"
-    if type(model.activation) not in (TopK, BatchTopK, JumpReLU):
-        return "only topk, batchtopk and jumprelu"
+    if type(model.activation) not in (TopK, BatchTopK, JumpReLU, ReLU):
+        return "only topk, batchtopk, jumprelu and relu"
     parameters = dict(model.named_parameters())
     known = {*NAMES, THRESHOLD} if type(model.activation) is JumpReLU else {*NAMES}
     if set(parameters) != known or not all(p.requires_grad and p.is_contiguous() for p in parameters.values()):
@@ -236,6 +271,8 @@ def _refused_objective(job: Job) -> str | None:
         return "only with one of mse and matryoshka_mse, and one term of a kind"
     if any(kind not in {MSE, MatryoshkaMSE, AuxK} | penalties for kind in kinds):
         return f"only the terms mse, matryoshka_mse, auxk and {', '.join(sorted(p.name for p in penalties))}"
+    if AuxK in kinds and type(job.model.activation) is ReLU:  # whose dead are below 0: their gradient passes straight
+        return "only relu without auxk"
     if any(term.by_decoder_norm for term in job.terms if type(term) is L1):
         return "only l1 without by_decoder_norm"
     if any(term.target is not None for term in job.terms if type(term) is L0Penalty):

@@ -78,6 +78,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "entries": (_L, (_P,)),
     "audit": (_F, (_P,)),
     "copy": (None, (_P, _P, _P, _P, _P)),
+    "most": (_L, (_P,)),
+    "pad": (None, (_P, _L, _P, _P)),
     "reconstruct": (_I, (_P, _P, _P, _P, _P, _P, _P, _P, _P, _I)),
     "revive": (_I, (_P, _P, _P, _P, _P, _I, _I, _F, _I, _P, _P, _I)),
     "norm": (_I, (_P, _P, _P, _P, _P, _I)),
@@ -109,12 +111,17 @@ class NativeKernels:
     ------
     RuntimeError
         At construction: there is no library.
+    ValueError
+        At construction: this processor, or the library, does not have the instruction set. Later: a tensor is not of
+        the shape or kind that was expected; a pointer would be read beyond its end.
     """
 
     def __init__(self, isa: str | None = None, *, round_to_bytes: bool = True) -> None:
         isa = isa or loading.isa()
         if isa == "none":
             raise RuntimeError(f"there are no compiled kernels: {loading.why_not()}")
+        if isa not in loading.choices():
+            raise ValueError(f"expected one of {', '.join(loading.choices()[:-1])}; got {isa!r}")
         self.isa = isa
         self.round_to_bytes = round_to_bytes
         self._call = _functions(isa)
@@ -124,19 +131,37 @@ class NativeKernels:
         weakref.finalize(self, self._call["free"], self._at)
         self._kept: tuple[Any, ...] = ()
         self._packed: tuple[Tensor, Tensor] | None = None
+        self._weights: Weights | None = None
+        self._average: tuple[Tensor, ...] = ()
+
+    def __copy__(self) -> NativeKernels:
+        raise TypeError("the memory of compiled kernels cannot be copied; make others")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeKernels:
+        raise TypeError("the memory of compiled kernels cannot be copied; make others")
 
     def pack(self, W_enc: Tensor, b_enc: Tensor) -> None:
         n, d = W_enc.shape
+        pointers = _pointer(W_enc, (n, d)), _pointer(b_enc, (n,))
         self._packed = (W_enc, b_enc)  # the library reads them again, for exact products
-        self._run("pack", W_enc.data_ptr(), b_enc.data_ptr(), n, d, self.round_to_bytes, _threads())
+        self._run("pack", *pointers, n, d, self.round_to_bytes, _threads())
 
     def largest(self, x: Tensor, k: int) -> None:
+        self._run("largest", _pointer(x, (len(x), self._width)), len(x), k, _threads())
         self._rows = len(x)
-        self._run("largest", x.data_ptr(), len(x), k, _threads())
 
     def above(self, x: Tensor, thresholds: Tensor) -> None:
+        at, where = _pointer(x, (len(x), self._width)), _pointer(thresholds, (self._n,))
+        self._run("above", at, len(x), where, _threads())
         self._rows = len(x)
-        self._run("above", x.data_ptr(), len(x), thresholds.data_ptr(), _threads())
+
+    @property
+    def _n(self) -> int:
+        return 0 if self._packed is None else len(self._packed[1])
+
+    @property
+    def _width(self) -> int:
+        return 0 if self._packed is None else self._packed[0].shape[1]
 
     def keep(self, n: int) -> float | None:
         lowest = c_float()
@@ -154,21 +179,25 @@ class NativeKernels:
         self._call["copy"](self._at, start.data_ptr(), latent.data_ptr(), z.data_ptr(), finite.data_ptr())
         return Codes(start, latent, z, finite)
 
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """The codes as latents (B, K) int64 and values (B, K), K the most of any row, at least 1; filled up with 0."""
+        width = max(1, self._call["most"](self._at))
+        latent = torch.empty(self._rows, width, dtype=torch.int64)
+        z = torch.empty(self._rows, width, dtype=torch.float32)
+        self._call["pad"](self._at, width, latent.data_ptr(), z.data_ptr())
+        return latent, z
+
     def reconstruct(self, weights: Weights, x_in: Tensor, x: Tensor, loss: Loss) -> Outcome:
-        model = _Model(
-            len(weights.W_enc),
-            weights.W_enc.shape[1],
-            weights.W_dec.shape[1],
-            weights.unit_norm,
-            weights.W_enc.data_ptr(),
-            weights.b_enc.data_ptr(),
-            weights.W_dec.data_ptr(),
-            weights.b_dec.data_ptr(),
-        )
-        batch = _Batch(len(x), x_in.data_ptr(), x.data_ptr())
+        if weights is not self._weights:
+            self._weights, self._model = weights, _model(weights)
+        model = self._model
+        n_rows = self._rows
+        batch = _Batch(n_rows, _pointer(x_in, (n_rows, model.d_in)), _pointer(x, (n_rows, model.d_out)))
         n_prefixes = len(loss.prefixes)
         prefixes, slopes = (c_int32 * n_prefixes)(*loss.prefixes), (c_float * n_prefixes)(*loss.slopes)
-        threshold = None if loss.threshold is None else loss.threshold.data_ptr()
+        if model.n != self._n or model.d_in != self._width or loss.prefixes[-1] != model.n:
+            raise ValueError(f"expected weights and prefixes of the {self._n} latents that were packed")
+        threshold = None if loss.threshold is None else _pointer(loss.threshold, (model.n,))
         objective = _Loss(
             n_prefixes,
             ctypes.cast(prefixes, c_void_p),
@@ -189,7 +218,7 @@ class NativeKernels:
 
     def revive(self, dead: Tensor, k: int, slope: float) -> tuple[float, float]:
         error = c_double()
-        asked = (dead.data_ptr(), len(dead), k, slope, self.round_to_bytes)
+        asked = (_pointer(dead, (len(dead),), torch.int32), len(dead), k, slope, self.round_to_bytes)
         self._run("revive", *self._given, *asked, byref(error), byref(self._largest), _threads())
         return error.value, self._largest.value
 
@@ -199,18 +228,13 @@ class NativeKernels:
         return norm.value
 
     def update(self, adam: AdamStep, factor: float, threshold_gradient: Tensor | None) -> None:
-        settings = _Adam(
-            (c_void_p * 4)(*(t.data_ptr() for t in adam.average)),
-            (c_void_p * 4)(*(t.data_ptr() for t in adam.square)),
-            (c_float * 4)(*(adam.lr / (1 - adam.beta1**t) for t in adam.steps)),
-            (c_float * 4)(*(1 / math.sqrt(1 - adam.beta2**t) for t in adam.steps)),
-            adam.beta1,
-            1 - adam.beta1,
-            adam.beta2,
-            1 - adam.beta2,
-            adam.eps,
-        )
-        to = None if threshold_gradient is None else threshold_gradient.data_ptr()
+        if adam.average is not self._average:
+            self._average, self._adam = adam.average, _adam(adam)
+        settings = self._adam
+        for i, t in enumerate(adam.steps):
+            settings.rate[i] = adam.lr / (1 - adam.beta1**t)
+            settings.root_correction[i] = 1 / math.sqrt(1 - adam.beta2**t)
+        to = None if threshold_gradient is None else _pointer(threshold_gradient, (self._n,))
         self._run("update", *self._given, byref(settings), factor, to, _threads())
 
     def _run(self, name: str, *arguments: Any) -> int:
@@ -218,6 +242,42 @@ class NativeKernels:
         if code == _OUT_OF_MEMORY:
             raise MemoryError(f"the compiled kernels ran out of memory ({name})")
         return code
+
+
+def _pointer(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
+    """Where a tensor's numbers lie.
+
+    Raises
+    ------
+    ValueError
+        They are others than the library will read.
+    """
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        kind = f"{tensor.dtype} on {tensor.device}" + ("" if tensor.is_contiguous() else ", not contiguous")
+        raise ValueError(
+            f"expected {dtype} of shape {shape}, contiguous, on the CPU; got {tuple(tensor.shape)}, {kind}"
+        )
+    return tensor.data_ptr()
+
+
+def _model(weights: Weights) -> _Model:
+    (n, d_in), d_out = weights.W_enc.shape, weights.W_dec.shape[1]
+    shapes = ((n, d_in), (n,), (n, d_out), (d_out,))
+    pointers = (_pointer(tensor, shape) for tensor, shape in zip(weights[:4], shapes, strict=True))
+    return _Model(n, d_in, d_out, weights.unit_norm, *pointers)
+
+
+def _adam(adam: AdamStep) -> _Adam:
+    """All but the numbers of the step."""
+    return _Adam(
+        (c_void_p * 4)(*(tensor.data_ptr() for tensor in adam.average)),
+        (c_void_p * 4)(*(tensor.data_ptr() for tensor in adam.square)),
+        beta1=adam.beta1,
+        one_minus_beta1=1 - adam.beta1,
+        beta2=adam.beta2,
+        one_minus_beta2=1 - adam.beta2,
+        eps=adam.eps,
+    )
 
 
 def _threads() -> int:

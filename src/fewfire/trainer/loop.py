@@ -138,7 +138,12 @@ class Trainer:
         job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
         self.engine, self.engine_reason = choose(job, self.config.engine)
         revives = model.activation.exact_zeros and any(isinstance(t, AuxK) for t in self.terms.values())
-        self.lifts = revives and self.config.optimizer == "adam"  # of L-BFGS, the curvature would be another's
+        enough = (
+            source.n_rows is None or source.n_rows >= model.n_latents
+        )  # of fewer rows, not every latent can have one
+        self.lifts = (
+            revives and enough and self.config.optimizer == "adam"
+        )  # of L-BFGS, the curvature would be another's
         """whether the biases of dead latents rise between steps"""
         self.schedules = Schedules(self.config.schedules, self.terms, model)
         self.steering = (

@@ -11,15 +11,7 @@ namespace {
 constexpr int64_t CHUNK_BYTES = 8 << 20;  // of approximate pre-activations that a thread has at once
 constexpr int FEWEST_ROWS = 2 * STRIP, MOST_ROWS = 20 * STRIP;
 
-constexpr float SMALLEST = std::numeric_limits<float>::min();
-
-struct Entry {
-  float z;
-  int32_t latent;
-};
-
-// From the larger to the smaller; of equals, the first latent first.
-inline bool before(Entry a, Entry b) { return a.z > b.z || (a.z == b.z && a.latent < b.latent); }
+constexpr float LEAST = std::numeric_limits<float>::denorm_min();  // above 0
 
 // Entries of a batch's rows: row r has those from start[r] to start[r + 1], by rising latent.
 struct Codes {
@@ -32,23 +24,39 @@ struct Codes {
   float audit = 0.0f;           // the largest share of a bound that an error reached
 
   int64_t size() const { return (int64_t)latent.size(); }
+  void clear() { start.assign(1, 0), latent.clear(), z.clear(), gradient.clear(), finite.clear(); }
   int rows() const { return (int)start.size() - 1; }
 
-  void put(const std::vector<std::vector<Entry>>& chunks, const std::vector<int32_t>& counts) {
+  // Room for `counts` entries of each row.
+  void shape(const std::vector<int32_t>& counts) {
     start.assign(counts.size() + 1, 0);
     for (size_t r = 0; r < counts.size(); r++) start[r + 1] = start[r] + counts[r];
-    latent.resize(start.back()), z.resize(start.back()), gradient.assign(start.back(), 0.0f);
-    int64_t i = 0;
-    for (auto& chunk : chunks)
-      for (Entry e : chunk) latent[i] = e.latent, z[i++] = e.z;
+    latent.resize(start.back()), z.resize(start.back()), gradient.resize(start.back());
+  }
+};
+
+// Some entries, one after the other.
+struct Entries {
+  std::vector<float> z;
+  std::vector<int32_t> latent;
+  int n = 0;
+
+  void room(size_t most) {
+    if (z.size() < most) z.resize(most), latent.resize(most);
+  }
+  void append(const Entries& more) {
+    if (z.size() < (size_t)n + more.n) room(2 * ((size_t)n + more.n));
+    std::copy_n(more.z.begin(), more.n, z.begin() + n);
+    std::copy_n(more.latent.begin(), more.n, latent.begin() + n);
+    n += more.n;
   }
 };
 
 // What one thread needs to select from rows. The vectors keep their memory from step to step.
 struct Selection {
   Encoder::Rows rows;
-  std::vector<float> product, maxima;
-  std::vector<Entry> found;
+  std::vector<float> product, maxima, values;
+  Entries found;
   std::vector<float> known;      // exact pre-activations of this row ...
   std::vector<uint32_t> stamp;  // ... where the stamp is the row's
   uint32_t row_stamp = 0;
@@ -56,7 +64,8 @@ struct Selection {
 
   void fit(const Encoder& encoder, int chunk_rows) {
     product.resize((size_t)chunk_rows * encoder.n_padded);
-    if (stamp.size() != (size_t)encoder.n) stamp.assign(encoder.n, 0), known.resize(encoder.n), row_stamp = 0;
+    found.room(encoder.n_padded + LANES);
+    if (stamp.size() != (size_t)encoder.n) known.resize(encoder.n), stamp.assign(encoder.n, 0), row_stamp = 0;
   }
 
   void next_row() {
@@ -70,11 +79,11 @@ inline int count_at_least(const float* v, int n, float t) {
   return count;
 }
 
-// A number that at least k of z (n, a whole number of panels) reach: seldom much below the k-th largest. The k-th
-// largest of the maxima of many buckets is one, since that many buckets hold an entry of at least that size.
+// A number above 0 that at least k of z (n, a whole number of panels) reach: seldom much below the k-th largest.
+// Minus infinity if it finds none. The k-th largest of the maxima of many buckets is one, since that many buckets hold
+// an entry of at least that size.
 inline float reached_by(const float* z, int n, int k, std::vector<float>& maxima) {
-  int buckets = std::max(512, 8 * k);
-  buckets = (buckets + 63) / 64 * 64;
+  int buckets = (std::max(512, 8 * k) + 63) / 64 * 64;
   const float* of = z;
   int size = n;
   if (n >= 2 * buckets) {
@@ -82,15 +91,15 @@ inline float reached_by(const float* z, int n, int k, std::vector<float>& maxima
     std::copy(z, z + buckets, maxima.begin());
     for (int first = buckets; first < n; first += buckets)
       for (int i = 0, last = std::min(buckets, n - first); i < last; i += LANES)
-        store(&maxima[i], max(load(&maxima[i]), load(z + first + i)));
+        store(&maxima[i], max(load(z + first + i), load(&maxima[i])));
     of = maxima.data(), size = buckets;
   }
-  vec low = load(of), high = low;
-  for (int i = LANES; i < size; i += LANES) low = min(load(of + i), low), high = max(load(of + i), high);
-  float lo = -largest(-low), hi = largest(high);
-  if (k >= size) return -INF;
+  vec high = splat(0.0f);
+  for (int i = 0; i < size; i += LANES) high = max(load(of + i), high);
+  float lo = LEAST, hi = largest(high);
+  if (count_at_least(of, size, lo) < k) return -INF;
   for (int step = 0; step < 24; step++) {  // halve the interval; never fewer than k reach `lo`
-    float middle = 0.5f * (lo + hi);
+    float middle = 0.5f * lo + 0.5f * hi;
     if (!(middle > lo) || !(middle < hi)) break;
     int count = count_at_least(of, size, middle);
     if (count < k) {
@@ -107,118 +116,167 @@ inline float reached_by(const float* z, int n, int k, std::vector<float>& maxima
 struct Row {
   const Encoder& encoder;
   Selection& s;
-  const float *x, *z;
+  const float* x;
+  float* z;
   float by_norm, by_error;
+  bool zero;  // all of the row is 0
 
   float exact(int latent) {
     if (s.stamp[latent] == s.row_stamp) return s.known[latent];
-    float value = encoder.exact(x, latent);
+    float value = zero ? encoder.bias[latent] : encoder.exact(x, latent);
     float bound = by_norm * encoder.norm[latent] + by_error * encoder.error[latent];
-    if (bound > 0) s.audit = std::max(s.audit, std::fabs(value - z[latent]) / bound);
+    float off = std::fabs(value - z[latent]);
+    if (off > s.audit * bound && bound > 0) s.audit = off / bound;
     s.stamp[latent] = s.row_stamp;
     return s.known[latent] = value;
   }
 
-  // Latents whose pre-activation may be at least t(i, part): those that are, as far as the product can tell, and
-  // those that it may have put too low.
-  template <class Threshold>
-  void collect(Threshold t, bool with_bounds) {
-    s.found.clear();
+  // Latents whose top(i), the vector from latent i on, is at least t(i).
+  template <class Top, class Threshold>
+  void collect(Top top, Threshold t) {
+    Entries& found = s.found;
+    found.n = 0;
     for (int i = 0; i < encoder.n_padded; i += LANES) {
-      vec top = load(z + i);
-      if (with_bounds) top += by_norm * load(&encoder.norm[i]) + by_error * load(&encoder.error[i]);
-      for (uint32_t bits = at_least(top, t(i)); bits; bits &= bits - 1) {
-        int latent = i + __builtin_ctz(bits);
-        if (latent < encoder.n) s.found.push_back({z[latent], latent});
-      }
+      uint32_t bits = at_least(top(i), t(i));
+      if (bits) found.n += put_selected(bits, load(z + i), i, &found.z[found.n], &found.latent[found.n]);
     }
+    while (found.n && found.latent[found.n - 1] >= encoder.n) found.n--;  // what fills up the last panel
+  }
+
+  vec approximate(int i) const { return load(z + i); }
+  vec at_most(int i) const {
+    return load(z + i) + (by_norm * load(&encoder.norm[i]) + by_error * load(&encoder.error[i]));
   }
 
   void make_exact() {
-    constexpr size_t AHEAD = 12;
-    for (size_t i = 0; i < std::min(AHEAD, s.found.size()); i++) encoder.prefetch(s.found[i].latent);
-    for (size_t i = 0; i < s.found.size(); i++) {
-      if (i + AHEAD < s.found.size()) encoder.prefetch(s.found[i + AHEAD].latent);
-      s.found[i].z = exact(s.found[i].latent);
+    constexpr int AHEAD = 12;
+    Entries& found = s.found;
+    for (int i = 0; i < std::min(AHEAD, found.n); i++) encoder.prefetch(found.latent[i]);
+    for (int i = 0; i < found.n; i++) {
+      if (i + AHEAD < found.n) encoder.prefetch(found.latent[i + AHEAD]);
+      found.z[i] = exact(found.latent[i]);
     }
   }
 
-  void keep_first(int k) {
-    if ((int)s.found.size() <= k) return;
-    std::nth_element(s.found.begin(), s.found.begin() + (k - 1), s.found.end(), before);
-    s.found.resize(k);
+  template <class Condition>
+  void keep_where(Condition condition) {
+    Entries& found = s.found;
+    int n = 0;
+    for (int i = 0; i < found.n; i++)
+      if (condition(found.z[i], found.latent[i])) found.z[n] = found.z[i], found.latent[n++] = found.latent[i];
+    found.n = n;
+  }
+
+  // The k largest; of equals, the first latents.
+  void keep_largest(int k) {
+    Entries& found = s.found;
+    if (found.n <= k) return;
+    s.values.assign(found.z.begin(), found.z.begin() + found.n);
+    std::nth_element(s.values.begin(), s.values.begin() + (k - 1), s.values.end(), std::greater<float>());
+    float least = s.values[k - 1];
+    int equals = k - (int)std::count_if(s.values.begin(), s.values.begin() + k, [=](float v) { return v > least; });
+    keep_where([&](float v, int) { return v > least || (v == least && equals-- > 0); });
   }
 
   // The k largest above 0, in s.found.
   void largest_k(int k) {
+    if (k < 1) return keep_where([](float, int) { return false; });
     float reached = reached_by(z, encoder.n_padded, std::min(k, encoder.n), s.maxima);
-    float least = SMALLEST;  // what the k-th largest is at least, if it is above 0
-    if (reached > 0) {
-      collect([&](int) { return splat(reached); }, false);
-      keep_first(k);
-      make_exact();
-      least = INF;
-      for (Entry e : s.found) least = std::min(least, e.z);
-      least = std::max(SMALLEST, least - std::fabs(least) * 4 * ROUNDING);
-    }
-    collect([&](int) { return splat(least); }, true);
+    if (encoder.bytes)
+      collect_wide(k, reached);
+    else
+      collect_narrow(reached);
     make_exact();
-    drop([](Entry e) { return !(e.z > 0); });
-    keep_first(k);
+    keep_where([](float v, int) { return v > 0; });
+    keep_largest(k);
+  }
+
+  // At least k are exactly no less than what k reach, less one bound: whoever is among the k largest is approximately
+  // no less than that, less another.
+  void collect_narrow(float reached) {
+    float at = std::max(reached, LEAST);
+    vec t = splat(at - (2 * by_norm * encoder.largest_norm + at * 8 * ROUNDING));
+    collect([&](int i) { return approximate(i); }, [=](int) { return t; });
+  }
+
+  // Bounds that are wide and differ: first what k entries are exactly, then all those that may be as much.
+  void collect_wide(int k, float reached) {
+    float least = LEAST;
+    if (reached > 0) {
+      vec t = splat(reached);
+      collect([&](int i) { return approximate(i); }, [=](int) { return t; });
+      keep_largest(k);
+      make_exact();
+      float smallest = INF;
+      for (int i = 0; i < s.found.n; i++) {
+        z[s.found.latent[i]] = s.found.z[i];  // so that they are collected again, whatever their bounds
+        smallest = s.found.z[i] < smallest || std::isnan(s.found.z[i]) ? s.found.z[i] : smallest;
+      }
+      if (smallest > 0) least = std::max(LEAST, smallest - smallest * 4 * ROUNDING);
+    }
+    collect([&](int i) { return at_most(i); }, [=](int) { return splat(least); });
   }
 
   // Every latent above its threshold, in s.found. thresholds: (n_padded,).
   void above(const float* thresholds) {
-    collect([&](int i) {
+    collect([&](int i) { return at_most(i); }, [=](int i) {
       vec t = load(thresholds + i);
       return t - absolute(t) * (4 * ROUNDING);
-    }, true);
+    });
     make_exact();
-    drop([&](Entry e) { return !(e.z > thresholds[e.latent]); });
+    keep_where([&](float v, int latent) { return v > thresholds[latent]; });
   }
+};
 
-  template <class Condition>
-  void drop(Condition condition) {
-    s.found.erase(std::remove_if(s.found.begin(), s.found.end(), condition), s.found.end());
-  }
+// What all threads need to select from a batch.
+struct Selections {
+  std::vector<Selection> of_thread;
+  std::vector<Entries> of_chunk;
+  std::vector<int32_t> counts;
 };
 
 // Codes of rows x (B, encoder.d): select(row) leaves in row.s.found what is to be kept of each.
 template <class Select>
-void encode(const Encoder& encoder, const float* x, int n_rows, std::vector<Selection>& selections, int threads,
-            Codes& codes, Select select) {
+void encode(const Encoder& encoder, const float* x, int n_rows, Selections& selections, int threads, Codes& codes,
+            Select select) {
   int64_t fitting = CHUNK_BYTES / (4 * (int64_t)encoder.n_padded) / STRIP * STRIP;
   int chunk = (int)std::min<int64_t>(std::max<int64_t>(fitting, FEWEST_ROWS), MOST_ROWS);
   int64_t n_chunks = (n_rows + chunk - 1) / chunk;
-  selections.resize(std::max<size_t>(selections.size(), threads));
-  std::vector<std::vector<Entry>> found(n_chunks);
-  std::vector<int32_t> counts(n_rows, 0);
+  codes.clear();
+  auto& [of_thread, found, counts] = selections;
+  of_thread.resize(std::max<size_t>(of_thread.size(), threads));
+  found.resize(std::max<size_t>(found.size(), n_chunks));
+  counts.assign(n_rows, 0);
   codes.finite.assign(n_rows, 1), codes.norm.assign(n_rows, 0.0f);
-  for (auto& s : selections) s.audit = 0.0f;
+  for (auto& s : of_thread) s.audit = 0.0f;
   parallel(threads, n_chunks, [&](int64_t c, int thread) {
-    Selection& s = selections[thread];
+    Selection& s = selections.of_thread[thread];
+    Entries& kept = selections.of_chunk[c];
+    int32_t* count = &selections.counts[c * chunk];
+    kept.n = 0;
     int first = (int)c * chunk, rows = std::min(chunk, n_rows - first);
     s.fit(encoder, chunk);
     encoder.ready(s.rows, x + (size_t)first * encoder.d, rows);
     encoder.product(s.rows, s.product.data());
     for (int r = 0; r < rows; r++) {
       codes.norm[first + r] = s.rows.norm[r];
-      if (!s.rows.finite[r]) {
-        codes.finite[first + r] = 0;
-        continue;
-      }
+      codes.finite[first + r] = s.rows.finite[r];
+      if (!s.rows.finite[r]) continue;
       s.next_row();
       Row row{encoder, s, s.rows.x + (size_t)r * encoder.d, &s.product[(size_t)r * encoder.n_padded],
-              s.rows.by_norm[r], s.rows.by_error[r]};
+              s.rows.by_norm[r], s.rows.by_error[r], s.rows.norm[r] == 0.0f};
       select(row);
-      std::sort(s.found.begin(), s.found.end(), [](Entry a, Entry b) { return a.latent < b.latent; });
-      counts[first + r] = (int32_t)s.found.size();
-      found[c].insert(found[c].end(), s.found.begin(), s.found.end());
+      count[r] = s.found.n;
+      kept.append(s.found);
     }
   });
-  codes.put(found, counts);
+  codes.shape(counts);
+  for (int64_t c = 0; c < n_chunks; c++) {
+    std::copy_n(found[c].z.begin(), found[c].n, codes.z.begin() + codes.start[c * chunk]);
+    std::copy_n(found[c].latent.begin(), found[c].n, codes.latent.begin() + codes.start[c * chunk]);
+  }
   codes.audit = 0.0f;
-  for (auto& s : selections) codes.audit = std::max(codes.audit, s.audit);
+  for (auto& s : of_thread) codes.audit = std::max(codes.audit, s.audit);
 }
 
 }  // namespace

@@ -5,11 +5,13 @@
 // fast as float32. What decides is never this product: whoever asks takes the entries that may matter, by the bound
 // below, and computes those again with `exact`.
 //
-// The bound. With x' and w' the rounded row and weights, z - z' = (x - x') w + x' (w - w'). By Cauchy and Schwarz it is
-// at most |x - x'| |w| + |x'| |w - w'|; a sum of d independent rounding errors is smaller by sqrt(d), and SIGMAS
-// standard deviations of that are taken instead, unless the steps of the rounding are coarse beside the numbers
-// themselves, when rounding errors follow the numbers. The largest share of a bound that an error was seen to reach is
-// kept, so that whoever doubts can look (`Codes::audit`).
+// The bound. With x' and w' the rounded row and weights, z - z' = (x - x') w + x' (w - w'). To every column belong two
+// fixed numbers from a half below 0 to a half above, drawn once: a row's numbers are rounded after one is added, which
+// is taken off again, and a latent's weights likewise with the other. The errors of a row are then independent and
+// uniform over a step whatever the numbers are (subtractive dither: Schuchman 1964), also where they are whole, alike,
+// or smaller than a step. Such a sum has tails no heavier than the normal distribution's, of standard deviation
+// step |w| / sqrt(12); SIGMAS of these are taken. If an error ever exceeds its bound, as one in 10^7 may, `kernels.cpp`
+// computes the batch again without bytes.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -23,7 +25,6 @@ namespace {
 
 constexpr float INF = std::numeric_limits<float>::infinity();
 constexpr float SIGMAS = 6.0f;
-constexpr float COARSE = 0.25f;             // of the mean absolute value, as a step of the rounding
 constexpr float ROUNDING = 1.2e-7f;         // of a float32
 constexpr int PANEL = 2 * LANES;            // latents
 constexpr int STRIP = LANES == 16 ? 12 : 6; // rows whose sums fit into registers, for a panel
@@ -36,14 +37,16 @@ constexpr bool HAS_BYTES = false;
 constexpr int FEWEST_FOR_BYTES = 128;       // columns; below, rounding and refining cost more than they save
 constexpr int MOST_FOR_BYTES = 32768;       // columns whose products of bytes a 32-bit sum can hold
 
-constexpr float TINY = 1e-30f;    // below, a quotient may overflow
-constexpr float ANYTHING = 1e30f;  // a bound that nothing exceeds
+constexpr int MOST_STEPS = 126;             // and a half for the dither: a byte goes from -128 to 127
+constexpr float TINY = 1e-30f, HUGE_NUMBER = 1e15f;  // beyond, products of scales may vanish or overflow
+constexpr float SMALLEST = std::numeric_limits<float>::min();
 
 // What is known of a row, or of a latent's weights, once it is rounded.
 struct Rounded {
   float scale;  // of one step; 0: it was not rounded to bytes
   float norm;   // Euclidean, of the numbers as they were
-  float error;  // by how much the product with a vector of norm 1 may be off
+  float error;  // by how much the product with a vector of norm 1 may be off; infinity: it says nothing
+  float shift;  // of the product of steps, by what was added before rounding
   bool finite;
 };
 
@@ -63,13 +66,20 @@ inline Extent extent(const float* x, int d) {
   return {largest(most), sum(nan) == 0.0f};
 }
 
-inline float finite_norm(float scale, vec squares) { return std::min(scale * std::sqrt(sum(squares)), ANYTHING); }
+// A number from -1/2 to 1/2 for column i, from its hash (Steele et al. 2014, SplitMix64).
+inline float dither_of(uint64_t i) {
+  uint64_t h = (i + 1) * 0x9e3779b97f4a7c15ull;
+  h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9ull;
+  h = (h ^ (h >> 27)) * 0x94d049bb133111ebull;
+  return (float)((h ^ (h >> 31)) >> 40) / (1 << 24) - 0.5f;
+}
 
 class Encoder {
  public:
   int n = 0, d = 0, n_padded = 0, d_padded = 0;
   bool bytes = false;
   bool finite = true;
+  float largest_norm = 0.0f;
   const float *weights = nullptr, *bias = nullptr;
   std::vector<float> norm, error;  // per latent, 0 for those that fill up the last panel
 
@@ -84,12 +94,14 @@ class Encoder {
     std::copy(bias, bias + n, biases.begin());
     if (bytes) {
       byte_panels.resize((size_t)n_padded * d_padded);
-      scale.assign(n_padded, 0.0f), shift.assign(n_padded, 0);
+      scale.assign(n_padded, 0.0f), shift.assign(n_padded, 0), float_shift.assign(n_padded, 0.0f);
+      draw_dither();
     } else {
       panels.resize((size_t)n_padded * d);
     }
     std::vector<uint8_t> sound(n_padded / PANEL);
     parallel(threads, n_padded / PANEL, [&](int64_t p, int) { sound[p] = pack_panel((int)p * PANEL); });
+    largest_norm = *std::max_element(norm.begin(), norm.end());
     finite = std::all_of(sound.begin(), sound.end(), [](uint8_t s) { return s; });
   }
 
@@ -105,20 +117,21 @@ class Encoder {
     const float* x = nullptr;
     int n = 0;
     std::vector<uint8_t> bytes;
-    std::vector<float> norm, scale, by_norm, by_error;  // |z - z'| <= by_norm[row] norm[latent] + by_error[row] error[latent]
+    std::vector<float> norm, scale, shift;
+    std::vector<float> by_norm, by_error;  // |z - z'| <= by_norm[row] norm[latent] + by_error[row] error[latent]
     std::vector<uint8_t> finite;
   };
 
   void ready(Rows& rows, const float* x, int n_rows) const {
     rows.x = x, rows.n = n_rows;
-    rows.norm.resize(n_rows), rows.scale.resize(n_rows), rows.finite.resize(n_rows);
+    rows.norm.resize(n_rows), rows.scale.resize(n_rows), rows.shift.resize(n_rows), rows.finite.resize(n_rows);
     rows.by_norm.resize(n_rows), rows.by_error.resize(n_rows);
     if (bytes) rows.bytes.resize((size_t)n_rows * d_padded);
     for (int r = 0; r < n_rows; r++) {
       Rounded row = bytes ? round_row(x + (size_t)r * d, &rows.bytes[(size_t)r * d_padded]) : measure(x + (size_t)r * d);
-      rows.norm[r] = row.norm, rows.scale[r] = row.scale, rows.finite[r] = row.finite;
+      rows.norm[r] = row.norm, rows.scale[r] = row.scale, rows.shift[r] = row.shift, rows.finite[r] = row.finite;
       rows.by_norm[r] = row.error + row.norm * d * ROUNDING;  // the sums of `exact` and of this product round as well
-      rows.by_error[r] = bytes ? row.norm + row.error : 0.0f;
+      rows.by_error[r] = bytes ? std::max(row.norm, SMALLEST) : 0.0f;  // not 0: times infinity it must be that
     }
   }
 
@@ -133,9 +146,20 @@ class Encoder {
   }
 
  private:
-  std::vector<float> panels, biases, scale;
+  std::vector<float> panels, biases, scale, float_shift;
   std::vector<int8_t> byte_panels;
   std::vector<int32_t> shift;
+  std::vector<float> row_dither, weight_dither;
+  float dither_product = 0.0f;
+
+  void draw_dither() {
+    if (row_dither.size() == (size_t)d_padded && dither_columns == d) return;
+    row_dither.assign(d_padded, 0.0f), weight_dither.assign(d_padded, 0.0f);
+    for (int i = 0; i < d; i++) row_dither[i] = dither_of(2 * i), weight_dither[i] = dither_of(2 * i + 1);
+    dither_product = dot(row_dither.data(), weight_dither.data(), d);
+    dither_columns = d;
+  }
+  int dither_columns = 0;
 
   bool pack_panel(int first) {
     bool sound = true;
@@ -149,7 +173,7 @@ class Encoder {
       Rounded w = bytes ? pack_bytes(row, latent) : measure(row);
       if (!bytes)
         for (int i = 0; i < d; i++) panels[(size_t)first * d + (size_t)i * PANEL + j] = row[i];
-      norm[latent] = w.norm, error[latent] = w.error;
+      norm[latent] = std::max(w.norm, SMALLEST), error[latent] = w.error;
       sound = sound && w.finite && std::isfinite(bias[latent]);
     }
     return sound;
@@ -167,14 +191,15 @@ class Encoder {
   // The norm, without squares that overflow or vanish.
   Rounded measure(const float* x) const {
     auto [top, finite] = extent(x, d);
-    if (!finite) return {0.0f, 0.0f, 0.0f, false};
-    if (top < TINY) return {0.0f, top > 0 ? ANYTHING : 0.0f, 0.0f, true};
+    if (!finite) return {0.0f, 0.0f, 0.0f, 0.0f, false};
+    if (top == 0.0f) return {0.0f, 0.0f, 0.0f, 0.0f, true};
+    if (top < TINY || top > HUGE_NUMBER) return {0.0f, INF, INF, 0.0f, true};
     vec squares{}, inverse = splat(1.0f / top);
     for_vectors(d, [&](int i, auto part) {
       vec v = load(x + i, part) * inverse;
       squares += v * v;
     });
-    return {0.0f, finite_norm(top, squares), 0.0f, true};
+    return {0.0f, top * std::sqrt(sum(squares)), 0.0f, 0.0f, true};
   }
 
   // Never inlined: among other code, GCC would keep the sums in memory.
@@ -218,32 +243,32 @@ class Encoder {
 #if defined(__AVX512VNNI__)
   typedef int32_t four_bytes __attribute__((may_alias));
 
-  // In steps of a 127th of the largest number. Errors are measured in steps, which neither overflow nor vanish.
+  // In steps of a 126th of the largest number, `own` added before rounding; put(i, the steps of 16 columns). What the
+  // other side adds makes the shift. All in steps, which neither overflow nor vanish.
   template <class Put>
-  Rounded round(const float* x, Put put) const {
+  Rounded round(const float* x, const std::vector<float>& own, const std::vector<float>& other, Put put) const {
     auto [top, finite] = extent(x, d);
-    if (!finite || top < TINY) {
+    if (!finite || !(top >= TINY && top <= HUGE_NUMBER)) {
       for (int i = 0; i < d_padded; i += 16) put(i, _mm512_setzero_si512());
-      return {0.0f, finite && top > 0 ? ANYTHING : 0.0f, 0.0f, finite};
+      bool zero = top == 0.0f || !finite;
+      return {0.0f, zero ? 0.0f : INF, zero ? 0.0f : INF, 0.0f, finite};
     }
-    float step = top / 127.0f;
-    vec inverse = splat(1.0f / step), off{}, squares{}, sizes{};
+    float step = top / MOST_STEPS;
+    vec inverse = splat(1.0f / step), squares{}, shifts{};
     for (int i = 0; i < d_padded; i += 16) {
-      vec v = (i + 16 <= d ? load(x + i) : load(x + i, Part{d - i})) * inverse;
+      vec dither = load(&own[i]);
+      vec v = (i + 16 <= d ? load(x + i) : load(x + i, Part{d - i})) * inverse + dither;
       __m512i q = _mm512_cvtps_epi32((__m512)v);
-      vec rest = v - (vec)_mm512_cvtepi32_ps(q);
-      off += rest * rest;
-      squares += v * v;
-      sizes += absolute(v);
+      vec whole = (vec)_mm512_cvtepi32_ps(q), meant = whole - dither;
+      squares += meant * meant;
+      shifts += whole * load(&other[i]);
       put(i, q);
     }
-    bool coarse = COARSE * sum(sizes) < d;
-    float spread = coarse ? 1.0f : std::min(1.0f, SIGMAS / std::sqrt((float)d));
-    return {step, finite_norm(step, squares), spread * finite_norm(step, off), true};
+    return {step, step * std::sqrt(sum(squares)), step * (SIGMAS / std::sqrt(12.0f)), sum(shifts), true};
   }
 
   Rounded round_row(const float* x, uint8_t* out) const {
-    return round(x, [&](int i, __m512i q) {  // the product takes the row's bytes without a sign: 128 is zero
+    return round(x, row_dither, weight_dither, [&](int i, __m512i q) {  // bytes of rows have no sign: 128 is zero
       _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(128))));
     });
   }
@@ -252,7 +277,7 @@ class Encoder {
   Rounded pack_bytes(const float* w, int latent) {
     int32_t* column = (int32_t*)&byte_panels[(size_t)(latent / PANEL * PANEL) * d_padded] + latent % PANEL;
     __m512i total = _mm512_setzero_si512();
-    Rounded rounded = round(w, [&](int i, __m512i q) {
+    Rounded rounded = round(w, weight_dither, row_dither, [&](int i, __m512i q) {
       total = _mm512_add_epi32(total, q);
       alignas(16) int32_t fours[4];
       _mm_store_si128((__m128i*)fours, _mm512_cvtepi32_epi8(q));
@@ -260,9 +285,11 @@ class Encoder {
     });
     scale[latent] = rounded.scale;
     shift[latent] = -128 * _mm512_reduce_add_epi32(total);
+    float_shift[latent] = rounded.shift - dither_product;
     return rounded;
   }
 
+  // (q - u)(p - t) = q p - q t - u p + u t, summed over the columns, with u and t what was added to row and weights.
   template <int ROWS>
   __attribute__((noinline)) void byte_tile(const Rows& rows, int r0, int p, float* z) const {
     const four_bytes* x = (const four_bytes*)&rows.bytes[(size_t)r0 * d_padded];
@@ -283,11 +310,13 @@ class Encoder {
       }
     }
     vec scale0 = load(&scale[p]), scale1 = load(&scale[p + 16]), b0 = load(&biases[p]), b1 = load(&biases[p + 16]);
+    vec shift0 = load(&float_shift[p]), shift1 = load(&float_shift[p + 16]);
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) {
-      vec step = splat(rows.scale[r0 + r]);
-      store(z + (size_t)r * n_padded, (vec)_mm512_cvtepi32_ps(left[r]) * (step * scale0) + b0);
-      store(z + (size_t)r * n_padded + LANES, (vec)_mm512_cvtepi32_ps(right[r]) * (step * scale1) + b1);
+      vec step = splat(rows.scale[r0 + r]), own = splat(rows.shift[r0 + r]);
+      vec z0 = (vec)_mm512_cvtepi32_ps(left[r]) - (own + shift0), z1 = (vec)_mm512_cvtepi32_ps(right[r]) - (own + shift1);
+      store(z + (size_t)r * n_padded, z0 * (step * scale0) + b0);
+      store(z + (size_t)r * n_padded + LANES, z1 * (step * scale1) + b1);
     }
   }
 #else

@@ -23,7 +23,7 @@ struct Workspace {
   Encoder encoder, dead_encoder;
   std::vector<float> thresholds, dead_weights, dead_biases, bias_gradient, partial;
   std::vector<float> sorted;
-  std::vector<Selection> selections;
+  Selections selections;
   std::vector<Learner> learners;
   Contribution main, revival;
 };
@@ -32,9 +32,18 @@ template <class Work>
 int guarded(Work work) {
   try {
     return work();
-  } catch (const std::bad_alloc&) {
+  } catch (...) {  // a size beyond what a vector can have is out of memory as well; nothing else is thrown
     return OUT_OF_MEMORY;
   }
+}
+
+// Codes of rows; without bytes if an error of theirs was larger than it may be.
+template <class Select>
+void find(Workspace& w, Encoder& encoder, const float* x, int rows, int threads, Codes& codes, Select select) {
+  encode(encoder, x, rows, w.selections, threads, codes, select);
+  if (!encoder.bytes || codes.audit <= 1.0f) return;
+  encoder.pack(encoder.weights, encoder.bias, encoder.n, encoder.d, false, threads);
+  encode(encoder, x, rows, w.selections, threads, codes, select);
 }
 
 int64_t pieces(int64_t n, int at_once) { return (n + at_once - 1) / at_once; }
@@ -88,7 +97,7 @@ EXPORT(int, pack)(void* workspace, const float* weights, const float* biases, in
 EXPORT(int, largest)(void* workspace, const float* x, int32_t rows, int32_t k, int32_t threads) {
   auto& w = *(Workspace*)workspace;
   return guarded([&] {
-    encode(w.encoder, x, rows, w.selections, threads, w.main.codes, [k](Row& row) { row.largest_k(k); });
+    find(w, w.encoder, x, rows, threads, w.main.codes, [k](Row& row) { row.largest_k(k); });
     return DONE;
   });
 }
@@ -99,8 +108,7 @@ EXPORT(int, above)(void* workspace, const float* x, int32_t rows, const float* t
   return guarded([&] {
     w.thresholds.assign(w.encoder.n_padded, INF);
     std::copy(thresholds, thresholds + w.encoder.n, w.thresholds.begin());
-    encode(w.encoder, x, rows, w.selections, threads, w.main.codes,
-           [&](Row& row) { row.above(w.thresholds.data()); });
+    find(w, w.encoder, x, rows, threads, w.main.codes, [&](Row& row) { row.above(w.thresholds.data()); });
     return DONE;
   });
 }
@@ -140,6 +148,24 @@ EXPORT(void, copy)(void* workspace, int64_t* start, int32_t* latent, float* z, u
   std::copy(codes.finite.begin(), codes.finite.end(), finite);
 }
 
+// The most entries of any row.
+EXPORT(int64_t, most)(void* workspace) {
+  const Codes& codes = ((Workspace*)workspace)->main.codes;
+  int64_t most = 0;
+  for (int r = 0; r < codes.rows(); r++) most = std::max(most, codes.start[r + 1] - codes.start[r]);
+  return most;
+}
+
+// The codes with as many entries a row: latent and z (rows, width), filled up with latent 0 and 0.
+EXPORT(void, pad)(void* workspace, int64_t width, int64_t* latent, float* z) {
+  const Codes& codes = ((Workspace*)workspace)->main.codes;
+  for (int r = 0; r < codes.rows(); r++, latent += width, z += width) {
+    int64_t first = codes.start[r], n = codes.start[r + 1] - first;
+    std::copy_n(codes.latent.data() + first, n, latent), std::copy_n(codes.z.data() + first, n, z);
+    std::fill(latent + n, latent + width, 0), std::fill(z + n, z + width, 0.0f);
+  }
+}
+
 // Reconstructions, their squared errors summed over the rows (n_prefixes,), the gradients of all entries, which latents
 // fired (n,), how many entries did, their sum, and a number that no gradient of a weight exceeds; infinity if rows or weights are
 // not finite.
@@ -165,7 +191,9 @@ EXPORT(int, reconstruct)(void* workspace, const fewfire_model* m, const fewfire_
     gather_bias_gradient(w, batch->rows, m->d_out, threads);
     c.by_latent.gather(c.codes, m->n);
     std::fill(errors, errors + loss->n_prefixes, 0.0);
-    *largest = w.encoder.finite ? 0.0 : INF;
+    bool finite = w.encoder.finite;
+    if (loss->threshold) finite = finite && extent(loss->threshold, m->n).finite;
+    *largest = finite ? 0.0 : INF;
     for (int r = 0; r < batch->rows; r++) {
       for (int p = 0; p < loss->n_prefixes; p++) errors[p] += c.errors.loss[(size_t)r * loss->n_prefixes + p];
       *largest += c.codes.finite[r] ? c.largest[r] : INF;
@@ -188,8 +216,7 @@ EXPORT(int, revive)(void* workspace, const fewfire_model* m, const fewfire_batch
       w.dead_biases[j] = m->b_enc[dead[j]];
     }
     w.dead_encoder.pack(w.dead_weights.data(), w.dead_biases.data(), n_dead, m->d_in, bytes, threads);
-    encode(w.dead_encoder, batch->x_in, batch->rows, w.selections, threads, c.codes,
-           [k](Row& row) { row.largest_k(k); });
+    find(w, w.dead_encoder, batch->x_in, batch->rows, threads, c.codes, [k](Row& row) { row.largest_k(k); });
     for (int32_t& l : c.codes.latent) l = dead[l];
     c.present.assign(1, 1);
     c.errors.shape(batch->rows, 1, m->d_out);

@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cstdint>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -17,15 +16,16 @@ void parallel(int threads, int64_t pieces, Work work) {
   auto take = [&](int thread) {
     try {
       for (int64_t piece; !out_of_memory && (piece = next.fetch_add(1)) < pieces;) work(piece, thread);
-    } catch (const std::bad_alloc&) {
+    } catch (...) {  // nothing else is thrown here; and nothing may leave a thread
       out_of_memory = true;
     }
   };
   std::vector<std::thread> others;
+  others.reserve(threads);
   for (int t = 1; t < threads && t < pieces; t++) {
     try {
       others.emplace_back(take, t);
-    } catch (const std::system_error&) {  // the system gives no more threads: those that run do it all
+    } catch (...) {  // the system gives no more threads: those that run do it all
       break;
     }
   }

@@ -43,7 +43,7 @@ inline vec load(const float* p, Part part) {
 inline void store(float* p, vec v, Part part) { std::memcpy(p, &v, 4 * part.n); }
 #endif
 
-inline vec splat(float x) { return vec{} + x; }
+inline vec splat(float x) { return x - vec{}; }  // not x + 0, which would have to turn -0 into 0
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 inline vec min(vec a, vec b) { return a < b ? a : b; }
 
@@ -92,6 +92,25 @@ inline uint32_t at_least(vec a, vec b) {
   uint32_t bits = 0;
   for (int i = 0; i < LANES; i++) bits |= (uint32_t)(a[i] >= b[i]) << i;
   return bits;
+#endif
+}
+
+// Put the lanes of v whose bits are set at `values`, one after the other, and first + their lanes at `places`; how many
+// there are. Writes a whole vector: there must be room for it.
+inline int put_selected(uint32_t bits, vec v, int32_t first, float* values, int32_t* places) {
+#if defined(__AVX512F__)
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  store(values, (vec)_mm512_maskz_compress_ps((__mmask16)bits, (__m512)v));
+  __m512i found = _mm512_maskz_compress_epi32((__mmask16)bits, _mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
+  _mm512_storeu_si512(places, found);
+  return __builtin_popcount(bits);
+#else
+  int n = 0;
+  for (; bits; bits &= bits - 1) {
+    int lane = __builtin_ctz(bits);
+    values[n] = v[lane], places[n++] = first + lane;
+  }
+  return n;
 #endif
 }
 

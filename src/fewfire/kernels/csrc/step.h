@@ -134,7 +134,7 @@ inline void reconstruct_row(const fewfire_model& m, const fewfire_loss& loss, co
   for (int p = 0; p < n_prefixes; p++) {
     int64_t first = i;
     while (i < last && codes.latent[i] < loss.prefix[p]) i++;
-    add_rows(&c.value[first], &codes.latent[first], i - first, m.W_dec, error, d);
+    add_rows(c.value.data() + first, codes.latent.data() + first, i - first, m.W_dec, error, d);
     double square = c.errors.loss[(size_t)row * n_prefixes + p] = squares(error, d);
     largest_error += loss.slope[p] * std::sqrt(square);
     if (p < n_prefixes - 1)
@@ -148,7 +148,7 @@ inline void reconstruct_row(const fewfire_model& m, const fewfire_loss& loss, co
       store(own + j, after ? v + load(after + j, part) : v, part);
     });
   }
-  double values = 0, gradients = 0;
+  double values = 0, gradients = 0, thresholds = 0;
   int prefix = 0;
   for (i = codes.start[row]; i < last; i++) {
     int l = codes.latent[i];
@@ -156,8 +156,9 @@ inline void reconstruct_row(const fewfire_model& m, const fewfire_loss& loss, co
     float g = dot(c.errors.of(row, prefix), m.W_dec + (size_t)l * d, d) + (c.value[i] > 0 ? loss.l1 : 0.0f);
     codes.gradient[i] = g;
     values += c.value[i], gradients += std::fabs(g);
+    if (loss.threshold) thresholds += (std::fabs(loss.threshold[l] * (double)g) + loss.step_slope) / loss.width;
   }
-  c.largest[row] = values * largest_error + gradients * codes.norm[row] + largest_error;
+  c.largest[row] = values * largest_error + gradients * codes.norm[row] + largest_error + thresholds;
 }
 
 // Dead latents reconstruct what is left over, error = reconstruction - x, with its sign turned: slope times what they
@@ -169,7 +170,7 @@ inline void revive_row(const fewfire_model& m, const float* error, float error_s
   int64_t first = codes.start[row], last = codes.start[row + 1];
   float *own = c.errors.of(row, 0), undo = 1.0f / error_slope;
   for_vectors(d, [&](int j, auto part) { store(own + j, load(error + j, part) * undo, part); });
-  add_rows(&c.value[first], &codes.latent[first], last - first, m.W_dec, own, d);
+  add_rows(c.value.data() + first, codes.latent.data() + first, last - first, m.W_dec, own, d);
   double square = c.errors.loss[row] = squares(own, d);
   for_vectors(d, [&](int j, auto part) { store(own + j, load(own + j, part) * slope, part); });
   double values = 0, gradients = 0;
