@@ -156,6 +156,17 @@ def test_hardly_anything_fires(engine, activation):
 
 
 @each_engine
+def test_thresholds_stay_at_0_or_above(engine):
+    ours, truth = (make(kind, "jumprelu", ["mse"]) for kind in (engine, AutogradEngine))
+    for e in (ours, truth):
+        e.model.activation.threshold.data.fill_(1e-4)
+    assert side_by_side(ours, truth, [N_ROWS] * 5) < TOLERANCE
+    threshold = ours.model.activation.threshold.detach()
+    assert (threshold >= 0).all()
+    assert (threshold == 0).any()
+
+
+@each_engine
 @each_activation
 def test_whatever_changes_between_steps_is_read_again(engine, activation):
     ours, truth = (make(kind, activation, [MATRYOSHKA, L1]) for kind in (engine, AutogradEngine))

@@ -120,7 +120,7 @@ def _kernels() -> Iterator[Finding]:
         yield Finding("problem", "kernels", str(error))
         return
     if isa == "none":
-        yield Finding("note", "kernels", f"none, plain torch takes their place and is slower: {loading.why_not()}")
+        yield Finding("note", "kernels", f"none, and plain torch takes two to four times as long: {loading.why_not()}")
     else:
         yield Finding("ok", "kernels", f"{isa}; FEWFIRE_ISA chooses from: {', '.join(loading.choices())}")
 

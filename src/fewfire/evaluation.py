@@ -14,7 +14,7 @@ from fewfire.autoencoder import Autoencoder, HasModel, as_model
 from fewfire.contracts import Batch, Source
 from fewfire.metrics.intervals import EVERYTHING, Blocks, limits
 from fewfire.metrics.reconstruction import ratio
-from fewfire.rows import check_finite
+from fewfire.rows import all_finite, check_finite
 from fewfire.sources import open_source
 
 __all__ = ["LIMITED", "Evaluation", "evaluate", "finite_rows"]
@@ -231,6 +231,8 @@ class Evaluation:
 
 def finite_rows(batch: Batch) -> Batch:
     """The rows of a batch that hold neither NaN nor infinity."""
+    if all_finite(batch.x_in) and all_finite(batch.x):
+        return batch
     keep = torch.isfinite(batch.x_in).flatten(1).all(1) & torch.isfinite(batch.x).flatten(1).all(1)
     x_in = batch.x_in[keep]
     return Batch(x_in, x_in if batch.x is batch.x_in else batch.x[keep], batch.rows[keep])

@@ -6,7 +6,7 @@ gives rows of a storage as float32 or float64; ``check_finite`` names the first 
 
 from fewfire.rows.cells import as_real, is_missing
 from fewfire.rows.csr import MAX_COLUMNS, as_csr
-from fewfire.rows.finite import check_finite
+from fewfire.rows.finite import all_finite, check_finite
 from fewfire.rows.gather import BFLOAT16, Storage, aligned, compute_dtype, take
 from fewfire.rows.handed import as_rows, as_storage
 from fewfire.rows.tables import column_names
@@ -16,6 +16,7 @@ __all__ = [
     "MAX_COLUMNS",
     "Storage",
     "aligned",
+    "all_finite",
     "as_csr",
     "as_real",
     "as_rows",

@@ -145,6 +145,7 @@ struct Row {
 
   vec approximate(int i) const { return load(z + i); }
   vec at_most(int i) const {
+    if (zero) return load(z + i);  // the bias, exactly
     return load(z + i) + (by_norm * load(&encoder.norm[i]) + by_error * load(&encoder.error[i]));
   }
 
