@@ -307,7 +307,7 @@ def test_the_doctor_says_which(beside, monkeypatch, tmp_path):
 
     assert kernels() == ("ok", f"{loading.isa()}; FEWFIRE_ISA chooses from: {', '.join(loading.choices())}")
     monkeypatch.setenv("FEWFIRE_ISA", "none")
-    assert kernels()[1].endswith("is slower: FEWFIRE_ISA is none")
+    assert kernels()[1].endswith("as long: FEWFIRE_ISA is none")
     monkeypatch.delenv("FEWFIRE_ISA")
     monkeypatch.setattr(loading, "LIBRARY", tmp_path / "_native.so")
     state, says = kernels()

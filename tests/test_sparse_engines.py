@@ -25,8 +25,8 @@ DEAD = (3, 17, 18, 60)
 TOPK = {"name": "topk", "k": 5}
 BATCHTOPK = {"name": "batchtopk", "k": 4.5}
 JUMPRELU = {"name": "jumprelu", "threshold": 0.6, "bandwidth": 0.4}
-ACTIVATIONS = {"topk": TOPK, "batchtopk": BATCHTOPK, "jumprelu": JUMPRELU}
-each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+ACTIVATIONS = {"topk": TOPK, "batchtopk": BATCHTOPK, "jumprelu": JUMPRELU, "relu": "relu"}
+each_activation = pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
 
 L1 = {"name": "l1", "weight": 0.05}
 L0 = {"name": "l0_penalty", "weight": 0.1}
@@ -43,7 +43,7 @@ OBJECTIVES = {
 }
 COMBINATIONS = [
     (activation, objective)
-    for activation in ACTIVATIONS
+    for activation in ("topk", "batchtopk", "jumprelu")
     for objective in OBJECTIVES
     if activation == "jumprelu" or not objective.startswith("l0")
 ]
@@ -143,6 +143,18 @@ def test_few_and_all(engine, activation, k):
 
 
 @each_engine
+@pytest.mark.parametrize("objective", ["mse", "weighed", "matryoshka"])
+@pytest.mark.parametrize("less", [0.0, 1.1], ids=["crowded", "few fire"])
+def test_relu(engine, objective, less):
+    ours, truth = (make(kind, "relu", objective) for kind in (engine, AutogradEngine))
+    for e in (ours, truth):
+        with torch.no_grad():
+            e.model.encoder.b_enc.sub_(less)
+    assert side_by_side(ours, truth, [N_ROWS] * 15 + [1, 7, 200, 33, 32]) < TOLERANCE
+    assert (truth.step(batch(99), state()).scalars["l0"] < 0.1 * LATENTS) == (less > 0)
+
+
+@each_engine
 @each_activation
 def test_hardly_anything_fires(engine, activation):
     """Fewer than k of a row are above 0, and nothing of some batches."""
@@ -187,7 +199,7 @@ def test_whatever_changes_between_steps_is_read_again(engine, activation):
 
 @each_engine
 def test_terms_that_weigh_nothing_or_look_at_the_corruption(engine):
-    ours, truth = (make(kind, "topk", ["mse", L1]) for kind in (engine, AutogradEngine))
+    ours, truth = (make(kind, "topk", ["mse", L1, "auxk"]) for kind in (engine, AutogradEngine))
     for weight, intact in ((1.0, 0.5), (0.0, 1.0), (1.0, 1.0)):
         made = batch(0)
         made = Batch(made.x_in, made.x, made.rows, made.x > 0.1)
@@ -388,8 +400,9 @@ REFUSED = {
     "deep": ({"network": {"name": "mlp", "hidden": [5]}}, "only linear networks"),
     "output": ({"network": {"name": "linear", "output": "sigmoid"}}, "only linear networks"),
     "tied": ({"network": {"name": "linear", "tied": True}}, "only linear networks whose weights are not tied"),
-    "relu": ({"activation": "relu"}, "only topk, batchtopk and jumprelu"),
-    "gated": ({"activation": "gated"}, "only topk, batchtopk and jumprelu"),
+    "sigmoid": ({"activation": "sigmoid"}, "only topk, batchtopk, jumprelu and relu"),
+    "gated": ({"activation": "gated"}, "only topk, batchtopk, jumprelu and relu"),
+    "relu, revived": ({"activation": "relu", "terms": ["mse", "auxk"]}, "only relu without auxk"),
     "frozen": ({"change": lambda m: m.encoder.W_enc.requires_grad_(False)}, LEARNED),
     "frozen threshold": ({"activation": JUMPRELU, "change": lambda m: m.activation.requires_grad_(False)}, LEARNED),
     "more": ({"change": lambda m: m.activation.register_parameter("gain", m.decoder.b_dec)}, LEARNED),
@@ -448,8 +461,8 @@ def test_subclasses_go_to_another_engine(families):
     assert "only the terms" in FusedEngine.refuses(job(terms=["mse", Aux()]))
 
 
-def trainer(rows, activation=TOPK, **settings):
-    model = ff.Autoencoder(rows.shape[1], LATENTS, activation)
+def trainer(rows, activation=TOPK, n_latents=LATENTS, **settings):
+    model = ff.Autoencoder(rows.shape[1], n_latents, activation)
     config = ff.TrainConfig(**{"steps": 20, "batch_size": 32, "log_every": 1, **settings})
     return ff.Trainer(model, rows, config=config, progress=False)
 
@@ -463,11 +476,15 @@ def test_auto_is_native(rows, activation):
     assert chosen.fit()[0]["engine"] == "native (the fastest for this model)"
 
 
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
 def test_without_a_library_the_log_says_so(rows, monkeypatch):
     monkeypatch.setenv("FEWFIRE_ISA", "none")
-    chosen = trainer(rows)
+    chosen = trainer(rows, n_latents=4096, steps=2)
     assert isinstance(chosen.engine, FusedEngine)
     assert chosen.fit()[0]["engine"] == "fused (native: FEWFIRE_ISA is none)"
+    small = trainer(rows)
+    assert isinstance(small.engine, AutogradEngine)
+    assert "fused: only encoders of 32,768 weights or more" in small.fit()[0]["engine"]
     with pytest.raises(ValueError, match="no engine takes this job. native: FEWFIRE_ISA is none"):
         trainer(rows, engine="native")
 

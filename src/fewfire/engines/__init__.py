@@ -28,7 +28,9 @@ def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
         raise ValueError(f"unknown engine {name!r}; choose from: auto, {', '.join(known)}")
     refusals: list[str] = []
     for engine in ENGINES if name == "auto" else (known[name],):
-        refusal = engine.refuses(job) or (engine.too_slow(job) if name == "auto" else None)
+        refusal = engine.refuses(job)
+        if refusal is None and name == "auto" and hasattr(engine, "too_slow"):
+            refusal = engine.too_slow(job)
         if refusal is None:
             first = "takes any model" if engine is AutogradEngine else "the fastest for this model"
             why = "asked for" if name != "auto" else "; ".join(refusals) or first

@@ -51,10 +51,6 @@ class AutogradEngine:
             return "L-BFGS needs the gradient as it is; leave clip_norm out"
         return None
 
-    @classmethod
-    def too_slow(cls, job: Job) -> str | None:
-        return None
-
     def step(self, batch: Batch, state: TrainState) -> StepReport:
         out: ForwardOutput
         scalars: dict[str, Tensor]

@@ -65,10 +65,6 @@ class DenseEngine:
     def refuses(cls, job: Job) -> str | None:
         return _refused_model(job.model) or _refused_objective(job)
 
-    @classmethod
-    def too_slow(cls, job: Job) -> str | None:
-        return None
-
     @torch.no_grad()
     def step(self, batch: Batch, state: TrainState) -> StepReport:
         for term in self.errors:

@@ -67,10 +67,6 @@ class SparseEngine:
     def refuses(cls, job: Job) -> str | None:
         return _refused_model(job) or _refused_objective(job)
 
-    @classmethod
-    def too_slow(cls, job: Job) -> str | None:
-        return None
-
     @torch.no_grad()
     def step(self, batch: Batch, state: TrainState) -> StepReport:
         x_in, x = batch.x_in.flatten(1).contiguous(), batch.x.flatten(1).contiguous()
@@ -197,7 +193,7 @@ class SparseEngine:
         if self.clip_norm is None and largest < DOUBTFUL:
             return 1.0
         norm = self.kernels.norm()
-        if not norm < FLOAT32_MAX:
+        if not norm * norm <= FLOAT32_MAX:
             return None
         return 1.0 if self.clip_norm is None or norm <= self.clip_norm else self.clip_norm / norm
 
@@ -236,6 +232,7 @@ class FusedEngine(SparseEngine):
 
     @classmethod
     def too_slow(cls, job: Job) -> str | None:
+        """Why another engine would be faster, though this one can do the job; asked where nobody chose."""
         few = job.model.n_latents * math.prod(job.model.input_shape) < FEWEST_WEIGHTS
         return f"only encoders of {FEWEST_WEIGHTS:,} weights or more" if few else None
 

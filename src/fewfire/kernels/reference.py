@@ -66,13 +66,16 @@ class ReferenceKernels:
     # ------------------------------------------------------------------------------ codes
 
     def largest(self, x: Tensor, k: int) -> None:
-        self._finite = x.isfinite().all(1)
-        self._codes = _together([_largest(z, k) for z in self._pre_acts(x, self._W_enc, self._b_enc)])
+        self._leave(x, [_largest(z, k) for z in self._pre_acts(x, self._W_enc, self._b_enc)])
 
     def above(self, x: Tensor, thresholds: Tensor) -> None:
-        self._finite = x.isfinite().all(1)
         chunks = self._pre_acts(x, self._W_enc, self._b_enc)
-        self._codes = _together([_entries(z, (z > thresholds).nonzero(as_tuple=True)) for z in chunks])
+        self._leave(x, [_entries(z, (z > thresholds).nonzero(as_tuple=True)) for z in chunks])
+
+    def _leave(self, x: Tensor, parts: list[_Entries]) -> None:
+        entries = _together(parts)
+        self._finite = x.isfinite().all(1)
+        self._codes = entries if self._finite.all() else entries.where(self._finite[entries.row])
 
     def keep(self, n: int) -> float | None:
         z = self._codes.z

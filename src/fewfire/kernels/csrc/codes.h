@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t CHUNK_BYTES = 8 << 20;  // of approximate pre-activations that a thread has at once
 constexpr int FEWEST_ROWS = 2 * STRIP, MOST_ROWS = 20 * STRIP;
 
+constexpr double MAY_OVERFLOW = 1e37;
 constexpr float LEAST = std::numeric_limits<float>::denorm_min();  // above 0
 
 // Entries of a batch's rows: row r has those from start[r] to start[r + 1], by rising latent.
@@ -149,6 +150,13 @@ struct Row {
     return load(z + i) + (by_norm * load(&encoder.norm[i]) + by_error * load(&encoder.error[i]));
   }
 
+  // Whether every pre-activation is a number: of products near float32's limits, a sum may not be.
+  bool sound() {
+    for (int latent = 0; latent < encoder.n; latent++)
+      if (!std::isfinite(exact(latent))) return false;
+    return true;
+  }
+
   void make_exact() {
     constexpr int AHEAD = 12;
     Entries& found = s.found;
@@ -266,6 +274,10 @@ void encode(const Encoder& encoder, const float* x, int n_rows, Selections& sele
       s.next_row();
       Row row{encoder, s, s.rows.x + (size_t)r * encoder.d, &s.product[(size_t)r * encoder.n_padded],
               s.rows.by_norm[r], s.rows.by_error[r], s.rows.norm[r] == 0.0f};
+      if ((double)s.rows.norm[r] * encoder.largest_norm > MAY_OVERFLOW && !row.sound()) {
+        codes.finite[first + r] = 0;
+        continue;
+      }
       select(row);
       count[r] = s.found.n;
       kept.append(s.found);

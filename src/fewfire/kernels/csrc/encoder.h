@@ -45,7 +45,7 @@ constexpr float SMALLEST = std::numeric_limits<float>::min();
 struct Rounded {
   float scale;  // of one step; 0: it was not rounded to bytes
   float norm;   // Euclidean, of the numbers as they were
-  float error;  // by how much the product with a vector of norm 1 may be off; infinity: it says nothing
+  float error;  // by how much the product with a vector of norm 1 may be off
   float shift;  // of the product of steps, by what was added before rounding
   bool finite;
 };
@@ -130,8 +130,8 @@ class Encoder {
     for (int r = 0; r < n_rows; r++) {
       Rounded row = bytes ? round_row(x + (size_t)r * d, &rows.bytes[(size_t)r * d_padded]) : measure(x + (size_t)r * d);
       rows.norm[r] = row.norm, rows.scale[r] = row.scale, rows.shift[r] = row.shift, rows.finite[r] = row.finite;
-      rows.by_norm[r] = row.error + row.norm * d * ROUNDING;  // the sums of `exact` and of this product round as well
-      rows.by_error[r] = bytes ? std::max(row.norm, SMALLEST) : 0.0f;  // not 0: times infinity it must be that
+      rows.by_norm[r] = row.error + row.norm * (d * ROUNDING);  // the sums of `exact` and of this product round as well
+      rows.by_error[r] = bytes ? row.norm : 0.0f;
     }
   }
 
@@ -173,7 +173,7 @@ class Encoder {
       Rounded w = bytes ? pack_bytes(row, latent) : measure(row);
       if (!bytes)
         for (int i = 0; i < d; i++) panels[(size_t)first * d + (size_t)i * PANEL + j] = row[i];
-      norm[latent] = std::max(w.norm, SMALLEST), error[latent] = w.error;
+      norm[latent] = w.norm, error[latent] = w.error;
       sound = sound && w.finite && std::isfinite(bias[latent]);
     }
     return sound;
@@ -188,12 +188,14 @@ class Encoder {
     }
   }
 
+  // The norm of numbers up to `top`; never infinity, which times 0 would say nothing.
+  float at_most(float top) const { return std::min(top * std::sqrt((float)d), std::numeric_limits<float>::max()); }
+
   // The norm, without squares that overflow or vanish.
   Rounded measure(const float* x) const {
     auto [top, finite] = extent(x, d);
     if (!finite) return {0.0f, 0.0f, 0.0f, 0.0f, false};
-    if (top == 0.0f) return {0.0f, 0.0f, 0.0f, 0.0f, true};
-    if (top < TINY || top > HUGE_NUMBER) return {0.0f, INF, INF, 0.0f, true};
+    if (!(top >= TINY && top <= HUGE_NUMBER)) return {0.0f, at_most(top), 0.0f, 0.0f, true};
     vec squares{}, inverse = splat(1.0f / top);
     for_vectors(d, [&](int i, auto part) {
       vec v = load(x + i, part) * inverse;
@@ -250,8 +252,8 @@ class Encoder {
     auto [top, finite] = extent(x, d);
     if (!finite || !(top >= TINY && top <= HUGE_NUMBER)) {
       for (int i = 0; i < d_padded; i += 16) put(i, _mm512_setzero_si512());
-      bool zero = top == 0.0f || !finite;
-      return {0.0f, zero ? 0.0f : INF, zero ? 0.0f : INF, 0.0f, finite};
+      float all = finite ? at_most(top) : 0.0f;  // nothing of it is in the product
+      return {0.0f, all, all, 0.0f, finite};
     }
     float step = top / MOST_STEPS;
     vec inverse = splat(1.0f / step), squares{}, shifts{};
