@@ -35,6 +35,8 @@ HINT_ROWS = 64
 """rows that stand for a batch where only the work depends on what they say"""
 FEWEST_WEIGHTS = 1 << 15
 """of an encoder, below which autograd's few large operations beat many small ones"""
+FEW_DEAD = 8
+"""times as many dead latents as AuxK takes of each row; beyond, codes of them are worth their while"""
 CROWDED = 0.1
 """share of latents that fire, beyond which codes are not worth their while"""
 
@@ -76,7 +78,7 @@ class SparseEngine:
         lowest = self._encode(x_in)
         loss = self._loss(len(x))
         outcome = self.kernels.reconstruct(self.weights, x_in, x, loss)
-        revival, largest = self._revive(outcome, state, x)
+        revival, largest = self._revive(outcome, state, x_in, x)
         values = self._values(outcome, revival, len(x))
         total = sum(self.terms[label].weight * value for label, value in values.items())
         factor = self._factor(largest) if abs(total) <= FLOAT32_MAX else None
@@ -164,14 +166,38 @@ class SparseEngine:
             step_slope=weight.get(L0Penalty, 0.0),
         )
 
-    def _revive(self, outcome: Outcome, state: TrainState, x: Tensor) -> tuple[float, float]:
+    def _revive(self, outcome: Outcome, state: TrainState, x_in: Tensor, x: Tensor) -> tuple[float, float]:
         """(what AuxK leaves over, no entry of a gradient is larger)."""
         term = next((term for term in self.terms.values() if type(term) is AuxK), None)
         if term is None or int(state.since_fired.max()) < state.dead_after:
             return 0.0, outcome.largest
         dead = state.dead.nonzero().squeeze(1).to(torch.int32)
         k = min(term.k_aux or max(1, x.shape[1] // 2), len(dead))
-        return self.kernels.revive(dead, k, 2 * term.weight / len(x))
+        slope = 2 * term.weight / len(x)
+        if len(dead) > FEW_DEAD * k:
+            return self.kernels.revive(dead, k, slope)
+        error, norm = self._revive_few(dead, k, slope, x_in)
+        return error, outcome.largest + norm
+
+    def _revive_few(self, dead: Tensor, k: int, slope: float, x_in: Tensor) -> tuple[float, float]:
+        """AuxK where most of the dead take part in every row. (squared error, the gradient's norm)."""
+        product = self.kernels.product
+        W_enc, b_enc, W_dec = (tensor[dead.long()] for tensor in self.weights[:3])
+        z = product(x_in, W_enc).add_(b_enc)
+        if k < len(dead):
+            top = z.topk(k, sorted=False)
+            z = torch.zeros_like(z).scatter_(1, top.indices, top.values)
+        value = z.relu_()
+        off = product(value, W_dec.T.contiguous()).sub_(self.kernels.left_over())
+        error = float(torch.linalg.vector_norm(off, dtype=torch.float64)) ** 2
+        off *= slope
+        gradient = product(off, W_dec).mul_(value > 0)
+        across = gradient.T.contiguous()
+        to_W_enc = product(across, x_in.T.contiguous())
+        to_W_dec = product(value.T.contiguous(), off.T.contiguous())
+        to_b_enc = across.sum(1)
+        self.kernels.join(dead, to_W_enc, to_b_enc, to_W_dec)
+        return error, sum(float(part.norm()) for part in (to_W_enc, to_b_enc, to_W_dec))
 
     def _values(self, outcome: Outcome, revival: float, n_rows: int) -> dict[str, float]:
         """Every term before its weight, by its label."""

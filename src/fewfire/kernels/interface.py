@@ -114,11 +114,21 @@ class Kernels(Protocol):
     def reconstruct(self, weights: Weights, x_in: Tensor, x: Tensor, loss: Loss) -> Outcome:
         """What the codes of rows x_in make of targets x (B, D of the target)."""
 
+    def left_over(self) -> Tensor:
+        """What the reconstruction from all latents lacks, x - recon: (B, D of the target)."""
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """(M, D) times (N, D) transposed: (M, N)."""
+
+    def join(self, latents: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> None:
+        """Let gradients of some latents (their number, ...) join those of the codes, at this step. latents: int32."""
+
     def revive(self, dead: Tensor, k: int, slope: float) -> tuple[float, float]:
         """AuxK: the k largest pre-activations among latents ``dead`` (int32, rising) reconstruct what is left over.
 
         Their squared error times ``slope / 2`` joins the objective. (squared error summed over the rows, ``largest``
-        with theirs)
+        with theirs). Where few are dead, products of whole matrices are faster: ``left_over``, ``product`` and
+        ``join``.
         """
 
     def norm(self) -> float:

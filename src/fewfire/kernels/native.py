@@ -81,6 +81,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "most": (_L, (_P,)),
     "pad": (None, (_P, _L, _P, _P)),
     "reconstruct": (_I, (_P, _P, _P, _P, _P, _P, _P, _P, _P, _I)),
+    "left_over": (_I, (_P, _P, _P, _P, _P, _I)),
+    "product": (_I, (_P, _P, _I, _P, _I, _I, _P, _I)),
+    "join": (_I, (_P, _P, _P, _I, _P, _P, _P)),
     "revive": (_I, (_P, _P, _P, _P, _P, _I, _I, _F, _I, _P, _P, _I)),
     "norm": (_I, (_P, _P, _P, _P, _P, _I)),
     "update": (_I, (_P, _P, _P, _P, _P, _F, _P, _I)),
@@ -215,6 +218,24 @@ class NativeKernels:
         answers = (errors, fired.data_ptr(), byref(active), byref(total), byref(self._largest))
         self._run("reconstruct", *self._given, *answers, _threads())
         return Outcome(list(errors), fired, active.value, total.value, self._largest.value)
+
+    def left_over(self) -> Tensor:
+        out = torch.empty(self._rows, self._model.d_out, dtype=torch.float32)
+        self._run("left_over", *self._given, out.data_ptr(), _threads())
+        return out
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        (m, d), n = a.shape, len(b)
+        out = torch.empty(m, n, dtype=torch.float32)
+        self._run("product", _pointer(a, (m, d)), m, _pointer(b, (n, d)), n, d, out.data_ptr(), _threads())
+        return out
+
+    def join(self, latents: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> None:
+        n, model = len(latents), self._model
+        shapes = ((W_enc, (n, model.d_in)), (b_enc, (n,)), (W_dec, (n, model.d_out)))
+        pointers = [_pointer(tensor, shape) for tensor, shape in shapes]
+        self._kept += (W_enc, b_enc, W_dec)
+        self._run("join", self._given[0], _pointer(latents, (n,), torch.int32), n, *pointers)
 
     def revive(self, dead: Tensor, k: int, slope: float) -> tuple[float, float]:
         error = c_double()

@@ -59,6 +59,7 @@ class ReferenceKernels:
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.float32)
         self._revival: _Contribution | None = None
+        self._more: tuple[Tensor, ...] | None = None
 
     def pack(self, W_enc: Tensor, b_enc: Tensor) -> None:
         self._W_enc, self._b_enc = W_enc, b_enc
@@ -102,7 +103,7 @@ class ReferenceKernels:
     # ------------------------------------------------------------------------------ the step
 
     def reconstruct(self, weights: Weights, x_in: Tensor, x: Tensor, loss: Loss) -> Outcome:
-        self._weights, self._x_in, self._loss, self._revival = weights, x_in, loss, None
+        self._weights, self._x_in, self._loss, self._revival, self._more = weights, x_in, loss, None, None
         entries = self._codes
         value = entries.z
         if loss.threshold is not None:
@@ -139,6 +140,15 @@ class ReferenceKernels:
         sound = bool(self._finite.all()) and bool((self._W_enc.sum() + self._b_enc.sum()).isfinite())
         self._largest = _bound(self._main, x_in) if sound else float("inf")
         return Outcome(squares, fired, int((value > 0).sum()), float(value.double().sum()), self._largest)
+
+    def left_over(self) -> Tensor:
+        return -self._error
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return a @ b.T
+
+    def join(self, latents: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> None:
+        self._more = (latents.long(), W_enc, b_enc, W_dec)
 
     def revive(self, dead: Tensor, k: int, slope: float) -> tuple[float, float]:
         weights, where = self._weights, dead.long()
@@ -186,8 +196,12 @@ class ReferenceKernels:
         weights = self._weights
         W_enc, b_enc, W_dec = _by_latent(self._main, self._x_in, weights)
         if self._revival is not None:
-            more = _by_latent(self._revival, self._x_in, weights)
-            W_enc, b_enc, W_dec = (a.add_(b) for a, b in zip((W_enc, b_enc, W_dec), more, strict=True))
+            for own, revival in zip((W_enc, b_enc, W_dec), _by_latent(self._revival, self._x_in, weights), strict=True):
+                own.add_(revival)
+        if self._more is not None:
+            latents, *joining = self._more
+            for own, more in zip((W_enc, b_enc, W_dec), joining, strict=True):
+                own.index_add_(0, latents, more)
         if weights.unit_norm:
             W_dec -= (W_dec * weights.W_dec).sum(1, keepdim=True) * weights.W_dec
         return W_enc, b_enc, W_dec, self._bias_gradient

@@ -26,6 +26,7 @@ struct Workspace {
   Selections selections;
   std::vector<Learner> learners;
   Contribution main, revival;
+  More more;
 };
 
 template <class Work>
@@ -69,7 +70,7 @@ void with_gradients(Workspace& w, const fewfire_model& m, const fewfire_batch& b
   parallel(threads, pieces(m.n, LATENTS_AT_ONCE), [&](int64_t block, int thread) {
     Learner& learner = w.learners[thread];
     for (int l = (int)block * LATENTS_AT_ONCE; l < std::min<int64_t>(m.n, (block + 1) * LATENTS_AT_ONCE); l++) {
-      learner.gather(m, batch, loss, l, contributions);
+      learner.gather(m, batch, loss, l, contributions, w.more);
       work(l, learner);
     }
   });
@@ -174,7 +175,7 @@ EXPORT(int, reconstruct)(void* workspace, const fewfire_model* m, const fewfire_
   auto& w = *(Workspace*)workspace;
   return guarded([&] {
     Contribution& c = w.main;
-    c.present.assign(1, 1), w.revival.present.clear();
+    c.present.assign(1, 1), w.revival.present.clear(), w.more.slot.clear();
     c.errors.shape(batch->rows, loss->n_prefixes, m->d_out);
     c.largest.assign(batch->rows, 0.0), c.value = c.codes.z;
     *active = 0, *total = 0;
@@ -198,6 +199,55 @@ EXPORT(int, reconstruct)(void* workspace, const fewfire_model* m, const fewfire_
       for (int p = 0; p < loss->n_prefixes; p++) errors[p] += c.errors.loss[(size_t)r * loss->n_prefixes + p];
       *largest += c.codes.finite[r] ? c.largest[r] : INF;
     }
+    return DONE;
+  });
+}
+
+// What the reconstruction from all latents leaves over, x - recon: (rows, d_out).
+EXPORT(int, left_over)(void* workspace, const fewfire_model* m, const fewfire_batch* batch, const fewfire_loss* loss,
+                       float* out, int32_t threads) {
+  auto& w = *(Workspace*)workspace;
+  return guarded([&] {
+    int last = loss->n_prefixes - 1, d = m->d_out;
+    float undo = -1.0f / loss->slope[last];
+    parallel(threads, pieces(batch->rows, ROWS_AT_ONCE), [&](int64_t b, int) {
+      for (int r = (int)b * ROWS_AT_ONCE; r < std::min<int64_t>(batch->rows, (b + 1) * ROWS_AT_ONCE); r++) {
+        const float* error = w.main.errors.of(r, last);
+        for_vectors(d, [&](int i, auto part) { store(out + (size_t)r * d + i, load(error + i, part) * undo, part); });
+      }
+    });
+    return DONE;
+  });
+}
+
+// out (m, n) = a (m, d) times b (n, d) transposed. Every number is summed by one thread, in one order.
+EXPORT(int, product)(void* workspace, const float* a, int32_t m, const float* b, int32_t n, int32_t d, float* out,
+                     int32_t threads) {
+  auto& w = *(Workspace*)workspace;
+  return guarded([&] {
+    w.dead_biases.assign(n, 0.0f);
+    w.dead_encoder.pack(b, w.dead_biases.data(), n, d, false, threads);
+    w.selections.of_thread.resize(std::max<size_t>(w.selections.of_thread.size(), threads));
+    parallel(threads, pieces(m, MOST_ROWS), [&](int64_t block, int thread) {
+      Selection& s = w.selections.of_thread[thread];
+      int first = (int)block * MOST_ROWS, rows = std::min(MOST_ROWS, m - first), width = w.dead_encoder.n_padded;
+      s.product.resize(std::max(s.product.size(), (size_t)rows * width));
+      s.rows.x = a + (size_t)first * d, s.rows.n = rows;
+      w.dead_encoder.product(s.rows, s.product.data());
+      for (int r = 0; r < rows; r++) std::copy_n(&s.product[(size_t)r * width], n, out + (size_t)(first + r) * n);
+    });
+    return DONE;
+  });
+}
+
+// Gradients of latents (n_more,) that join what the codes give, until the next reconstruction.
+EXPORT(int, join)(void* workspace, const fewfire_model* m, const int32_t* latents, int32_t n_more, const float* W_enc,
+                  const float* b_enc, const float* W_dec) {
+  auto& w = *(Workspace*)workspace;
+  return guarded([&] {
+    w.more.slot.assign(m->n, -1);
+    for (int j = 0; j < n_more; j++) w.more.slot[latents[j]] = j;
+    w.more.W_enc = W_enc, w.more.b_enc = b_enc, w.more.W_dec = W_dec;
     return DONE;
   });
 }

@@ -181,6 +181,14 @@ inline void revive_row(const fewfire_model& m, const float* error, float error_s
   c.largest[row] = values * slope * std::sqrt(square) + gradients * codes.norm[row];
 }
 
+// Gradients that come from elsewhere: of some latents, (their number, d_in), (their number,), (their number, d_out).
+struct More {
+  std::vector<int32_t> slot;  // (latents,), minus 1 for those that get none; empty: none does
+  const float *W_enc = nullptr, *b_enc = nullptr, *W_dec = nullptr;
+
+  int of(int latent) const { return slot.empty() ? -1 : slot[latent]; }
+};
+
 // The gradient of one latent's weights, gathered from the rows on which it fires.
 struct Learner {
   std::vector<float> by_row, by_value, encoder, decoder;
@@ -190,16 +198,22 @@ struct Learner {
   bool any;
 
   void gather(const fewfire_model& m, const fewfire_batch& batch, const fewfire_loss& loss, int latent,
-              const Contribution* contributions[2]) {
+              const Contribution* contributions[2], const More& more) {
     by_row.clear(), by_value.clear(), rows.clear(), errors.clear();
     bias = 0.0f, threshold = 0.0;
     for (int k = 0; k < 2; k++)
       if (contributions[k]->used()) add(m, batch, loss, latent, *contributions[k], k == 0);
-    any = !rows.empty();
+    int slot = more.of(latent);
+    any = !rows.empty() || slot >= 0;
     if (!any) return;
     encoder.resize(m.d_in), decoder.resize(m.d_out);
     sum_rows(by_row.data(), rows.data(), (int64_t)rows.size(), encoder.data(), m.d_in);
     sum_rows(by_value.data(), errors.data(), (int64_t)errors.size(), decoder.data(), m.d_out);
+    if (slot >= 0) {
+      add_scaled(1.0f, more.W_enc + (size_t)slot * m.d_in, encoder.data(), m.d_in);
+      add_scaled(1.0f, more.W_dec + (size_t)slot * m.d_out, decoder.data(), m.d_out);
+      bias += more.b_enc[slot];
+    }
     if (m.unit_norm) {
       const float* w = m.W_dec + (size_t)latent * m.d_out;
       add_scaled(-dot(decoder.data(), w, m.d_out), w, decoder.data(), m.d_out);
