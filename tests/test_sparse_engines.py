@@ -9,7 +9,7 @@ import torch
 import fewfire as ff
 from fewfire.activations import Activation
 from fewfire.contracts import Batch, Job, Optimizer, TrainState
-from fewfire.engines import AutogradEngine, FusedEngine, NativeEngine, choose
+from fewfire.engines import AutogradEngine, FusedEngine, NativeEngine, choose, sparse
 from fewfire.kernels import native_missing
 from fewfire.terms import Term
 
@@ -120,6 +120,20 @@ def test_twenty_steps_as_autograd_makes_them(engine, activation, objective, more
     after = bits(truth)
     moved = [name for name, _ in truth.model.named_parameters()]
     assert all((before[name] != after[name]).any() for name in moved), "else nothing is compared"
+
+
+@each_engine
+@pytest.mark.parametrize("objective", ["auxk", "auxk of 3", "everything"])
+@pytest.mark.parametrize("smallest", [0, 1 << 60], ids=["by products", "by codes"])
+def test_dead_latents_revive_either_way(engine, objective, smallest, monkeypatch):
+    monkeypatch.setattr(sparse, "SMALL_PRODUCT", smallest)
+    ours, truth = (make(kind, "topk", objective) for kind in (engine, AutogradEngine))
+    assert side_by_side(ours, truth, [N_ROWS] * 10) < TOLERANCE
+    alive = state()
+    alive.since_fired.zero_()
+    for e in (ours, truth):  # nothing of the last step's revival may join this one
+        e.step(batch(11), alive)
+    assert difference(ours, truth) < TOLERANCE
 
 
 @each_engine

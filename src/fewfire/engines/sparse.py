@@ -37,6 +37,8 @@ FEWEST_WEIGHTS = 1 << 15
 """of an encoder, below which autograd's few large operations beat many small ones"""
 FEW_DEAD = 8
 """times as many dead latents as AuxK takes of each row; beyond, codes of them are worth their while"""
+SMALL_PRODUCT = 1 << 24
+"""multiplications, below which the calls around a product take longer than it"""
 CROWDED = 0.1
 """share of latents that fire, beyond which codes are not worth their while"""
 
@@ -174,13 +176,13 @@ class SparseEngine:
         dead = state.dead.nonzero().squeeze(1).to(torch.int32)
         k = min(term.k_aux or max(1, x.shape[1] // 2), len(dead))
         slope = 2 * term.weight / len(x)
-        if len(dead) > FEW_DEAD * k:
+        if len(dead) > FEW_DEAD * k or x_in.numel() * len(dead) < SMALL_PRODUCT:
             return self.kernels.revive(dead, k, slope)
         error, norm = self._revive_few(dead, k, slope, x_in)
         return error, outcome.largest + norm
 
     def _revive_few(self, dead: Tensor, k: int, slope: float, x_in: Tensor) -> tuple[float, float]:
-        """AuxK where most of the dead take part in every row. (squared error, the gradient's norm)."""
+        """AuxK by whole matrices: most of the dead take part in every row. (squared error, the gradient's norm)."""
         product = self.kernels.product
         W_enc, b_enc, W_dec = (tensor[dead.long()] for tensor in self.weights[:3])
         z = product(x_in, W_enc).add_(b_enc)
