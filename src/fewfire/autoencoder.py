@@ -114,6 +114,11 @@ class Autoencoder(nn.Module):
         recon = self.output(logits)
         return ForwardOutput(x_in if x is None else x, x_in, pre_acts, latents, recon, logits)
 
+    @torch.no_grad()
+    def recon(self, x_in: Tensor) -> Tensor:
+        """(B, *input shape) -> (B, *target shape), both in model space, as at inference and without a gradient."""
+        return self._decode_sparse(*encode_sparse(self, x_in)) if finds_codes(self) else self(x_in).recon
+
     def codes(self, x_in: Tensor, state: TrainState | None = None) -> tuple[Tensor, Tensor]:
         """(B, *input shape) -> pre_acts (B, P) and latents (B, *latent shape), in model space."""
         return self.activation.encode(x_in, self, state)

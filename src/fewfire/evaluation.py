@@ -23,6 +23,8 @@ LIMITED = ("mse", "fvu", "explained_variance", "cosine", "l2_ratio", "relative_b
 """the numbers that have limits: ratios of two sums over rows"""
 VALUES_AT_ONCE = 1 << 18
 """of targets: 2 MiB in float64, which stay in a cache while they are passed over a dozen times"""
+FEWEST_ROWS, MOST_LATENTS = 64, 1 << 24
+"""at once: so many rows at least, and beyond them as many as have 64 MiB of latents"""
 SUMMED = ("error", "cosine", "length_ratio", "has_length", "recon_square", "product", "active", "distance")
 """what is summed of each row by block of rows, for the numbers and their limits"""
 
@@ -106,7 +108,8 @@ class Evaluation:
             raise ValueError(f"expected max_rows of at least 1; got {max_rows}")
         model.layout.check_columns(source.layout.columns)
         evaluation = cls(model)
-        for batch in source.batches(batch_size, shuffle=False):
+        fitting = max(FEWEST_ROWS, MOST_LATENTS // math.prod(model.latent_shape))
+        for batch in source.batches(min(batch_size, fitting), shuffle=False):
             if skip_nonfinite:
                 batch = finite_rows(batch)
                 if len(batch.rows) == 0:
