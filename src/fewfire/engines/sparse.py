@@ -39,7 +39,7 @@ FEW_DEAD = 8
 """times as many dead latents as AuxK takes of each row; beyond, codes of them are worth their while"""
 SMALL_PRODUCT = 1 << 24
 """multiplications, below which the calls around a product take longer than it"""
-CROWDED = 0.1
+CROWDED = 0.08
 """share of latents that fire, beyond which codes are not worth their while"""
 
 
