@@ -499,7 +499,7 @@ def test_without_a_library_the_log_says_so(rows, monkeypatch):
     small = trainer(rows)
     assert isinstance(small.engine, AutogradEngine)
     assert "fused: only encoders of 32,768 weights or more" in small.fit()[0]["engine"]
-    with pytest.raises(ValueError, match="no engine takes this job. native: FEWFIRE_ISA is none"):
+    with pytest.raises(ValueError, match="asked for does not take this job. native: FEWFIRE_ISA is none"):
         trainer(rows, engine="native")
 
 

@@ -36,4 +36,6 @@ def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
             why = "asked for" if name != "auto" else "; ".join(refusals) or first
             return engine(job), f"{engine.name} ({why})"
         refusals.append(f"{engine.name}: {refusal}")
+    if name != "auto":
+        raise ValueError(f"the engine asked for does not take this job. {refusals[0]}; leave engine at auto")
     raise ValueError(f"no engine takes this job. {'; '.join(refusals)}")

@@ -122,7 +122,7 @@ class SparseEngine:
         """The n_kept largest of a batch: of those above a guess, unless it was too high."""
         guess = self._guess(x_in, n_kept) if self.hint is None else 0.9 * self.hint
         lowest = None
-        for attempt in (guess, guess / 2, 0.0):
+        for attempt in dict.fromkeys((guess, guess / 2, 0.0)):
             self.kernels.above(x_in, torch.full((self.model.n_latents,), attempt))
             lowest = self.kernels.keep(n_kept)
             if lowest is not None:

@@ -72,6 +72,11 @@ def open_source(
         return cut_windows(open_source(data, kind=kind, **options), window, 1 if stride is None else stride)
     if stride is not None:
         raise ValueError(f"stride={stride!r} is the distance of windows; say how long they are with window=...")
+    return _open_whole(data, kind, options)
+
+
+def _open_whole(data: Any, kind: str | None, options: dict[str, Any]) -> Source:
+    """All of one data set's rows, as they are: neither windows of them nor views beside them."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind of data {kind!r}; choose from: {', '.join(sorted(KINDS))}")
     if isinstance(data, str) and data in KINDS and KINDS[data].accepts is None and kind in (None, data):

@@ -29,7 +29,14 @@ from fewfire.trainer.before import check_held_out, fit_preprocess, start_biases
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.pretraining import check_layers, pretrain
 from fewfire.trainer.progress import make_progress, say
-from fewfire.trainer.refusals import check_emphasis, check_needs, check_range, check_source, nonfinite_message
+from fewfire.trainer.refusals import (
+    check_emphasis,
+    check_needs,
+    check_range,
+    check_source,
+    check_validation,
+    nonfinite_message,
+)
 from fewfire.trainer.resuming import check_same, growth, identity, restore, snapshot
 from fewfire.trainer.schedules import Schedules
 from fewfire.trainer.signals import Interrupted, StopSignals, interruptible
@@ -111,19 +118,13 @@ class Trainer:
         self.config = config.model_copy(update={"threads": n_threads})
         check_source(model, source)
         if validation is not None:
-            check_source(model, validation, source.layout)
-            if validation.n_rows is None:
-                raise ValueError("validation would never end: expected a source with a last row, got an endless one")
+            check_validation(model, validation, source.layout)
         if model.layout == Layout():
             model.layout = source.layout
         self.model = model.to(self.config.resolved_device(), self.config.parameter_dtype)
         self.source = source
         self.validation = validation
-        self.terms = labelled(tuple(terms if terms is not None else _default_terms(model)))
-        if not self.terms:
-            raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
-        for term in self.terms.values():
-            check_needs(term, model)
+        self.terms = _objective(model, terms)
         if self.config.pretrain_steps:
             check_layers(model)
         self.emphasis = check_emphasis(self.terms, self.config.schedules, corruption, source)
@@ -137,28 +138,13 @@ class Trainer:
         self.full_batch = self.steps_per_epoch == 1
         job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
         self.engine, self.engine_reason = choose(job, self.config.engine)
-        revives = model.activation.exact_zeros and any(isinstance(t, AuxK) for t in self.terms.values())
-        enough = (
-            source.n_rows is None or source.n_rows >= model.n_latents
-        )  # of fewer rows, not every latent can have one
-        self.lifts = (
-            revives and enough and self.config.optimizer == "adam"
-        )  # of L-BFGS, the curvature would be another's
+        self.lifts = self._lifts()
         """whether the biases of dead latents rise between steps"""
         self.schedules = Schedules(self.config.schedules, self.terms, model)
-        self.steering = (
-            None
-            if config.target_l0 is None
-            else Steering(config.target_l0, self.terms, model, self.total_steps, self.config.schedules)
-        )
-        self.state = TrainState(
-            step=0,
-            samples=0,
-            since_fired=torch.zeros(model.latent_shape[0], dtype=torch.int64, device=model.device),
-            lr=self.config.learning_rate_at(0),
-            seed=self.config.seed,
-            dead_after=cast(int, self.config.dead_after),
-        )
+        self.steering: Steering | None = None
+        if config.target_l0 is not None:
+            self.steering = Steering(config.target_l0, self.terms, model, self.total_steps, self.config.schedules)
+        self.state = self._first_state()
         self.skipped = 0
         """steps that were not finite"""
         self.seconds = 0.0
@@ -171,6 +157,24 @@ class Trainer:
         self._given: Batch  # what the batch at work was in data space, for naming what is wrong with it
         self._log = MetricsLog(None)
         self._stop = StopSignals()
+
+    def _lifts(self) -> bool:
+        n_rows = self.source.n_rows
+        if n_rows is not None and n_rows < self.model.n_latents:  # not every latent can have a row
+            return False
+        if self.config.optimizer != "adam":  # of L-BFGS, the curvature would be another's
+            return False
+        return self.model.activation.exact_zeros and any(isinstance(t, AuxK) for t in self.terms.values())
+
+    def _first_state(self) -> TrainState:
+        return TrainState(
+            step=0,
+            samples=0,
+            since_fired=torch.zeros(self.model.latent_shape[0], dtype=torch.int64, device=self.model.device),
+            lr=self.config.learning_rate_at(0),
+            seed=self.config.seed,
+            dead_after=cast(int, self.config.dead_after),
+        )
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -479,6 +483,16 @@ class Trainer:
         if self.state.step:  # the run may be over: leave the values of its last step
             self.schedules.apply(self._done(self.state.step - 1))
         return True
+
+
+def _objective(model: Autoencoder, terms: Sequence[Term] | None) -> dict[str, Term]:
+    """The terms by label, or those that usually go with the model; refused where it lacks what they need."""
+    objective = labelled(tuple(terms if terms is not None else _default_terms(model)))
+    if not objective:
+        raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
+    for term in objective.values():
+        check_needs(term, model)
+    return objective
 
 
 def _default_terms(model: Autoencoder) -> list[Term]:

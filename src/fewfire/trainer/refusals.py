@@ -16,7 +16,15 @@ from fewfire.networks import Network
 from fewfire.rows import check_finite
 from fewfire.terms import Term
 
-__all__ = ["OR_SKIP", "check_emphasis", "check_needs", "check_range", "check_source", "nonfinite_message"]
+__all__ = [
+    "OR_SKIP",
+    "check_emphasis",
+    "check_needs",
+    "check_range",
+    "check_source",
+    "check_validation",
+    "nonfinite_message",
+]
 
 ROUNDING = 1e-3
 """how far a value may lie outside a range that it was scaled to: a product rounds by the shape of its batch"""
@@ -33,6 +41,13 @@ def check_source(model: Autoencoder, source: Source, trained_on: Layout | None =
             raise ValueError(f"expected {what} of shape {tuple(wanted)}, as the model's; the data's are {tuple(came)}")
     for layout in (model.layout, trained_on or Layout()):
         layout.check_columns(source.layout.columns)
+
+
+def check_validation(model: Autoencoder, validation: Source, trained_on: Layout) -> None:
+    """Refuse held-out rows that differ in kind from the training rows, or that never end."""
+    check_source(model, validation, trained_on)
+    if validation.n_rows is None:
+        raise ValueError("validation would never end: expected a source with a last row, got an endless one")
 
 
 def check_range(model: Autoencoder, batch: Batch) -> None:

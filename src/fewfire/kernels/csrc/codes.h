@@ -160,9 +160,9 @@ struct Row {
   void make_exact() {
     constexpr int AHEAD = 12;
     Entries& found = s.found;
-    for (int i = 0; i < std::min(AHEAD, found.n); i++) encoder.prefetch(found.latent[i]);
+    for (int i = 0; i < std::min(AHEAD, found.n); i++) prefetch(encoder.weights_of(found.latent[i]), encoder.d);
     for (int i = 0; i < found.n; i++) {
-      if (i + AHEAD < found.n) encoder.prefetch(found.latent[i + AHEAD]);
+      if (i + AHEAD < found.n) prefetch(encoder.weights_of(found.latent[i + AHEAD]), encoder.d);
       found.z[i] = exact(found.latent[i]);
     }
   }

@@ -105,12 +105,8 @@ class Encoder {
     finite = std::all_of(sound.begin(), sound.end(), [](uint8_t s) { return s; });
   }
 
-  float exact(const float* x, int latent) const { return dot(x, weights + (size_t)latent * d, d) + bias[latent]; }
-
-  void prefetch(int latent) const {
-    const char* row = (const char*)(weights + (size_t)latent * d);
-    for (int b = 0; b < std::min(4 * d, 4096); b += 64) __builtin_prefetch(row + b, 0, 2);  // as far as the second cache
-  }
+  const float* weights_of(int latent) const { return weights + (size_t)latent * d; }
+  float exact(const float* x, int latent) const { return dot(x, weights_of(latent), d) + bias[latent]; }
 
   // A chunk of rows, made ready for the product: what it is computed from, and the bounds of its errors.
   struct Rows {
@@ -151,15 +147,15 @@ class Encoder {
   std::vector<int32_t> shift;
   std::vector<float> row_dither, weight_dither;
   float dither_product = 0.0f;
+  int dither_columns = 0;
 
   void draw_dither() {
-    if (row_dither.size() == (size_t)d_padded && dither_columns == d) return;
+    if (dither_columns == d) return;
     row_dither.assign(d_padded, 0.0f), weight_dither.assign(d_padded, 0.0f);
     for (int i = 0; i < d; i++) row_dither[i] = dither_of(2 * i), weight_dither[i] = dither_of(2 * i + 1);
     dither_product = dot(row_dither.data(), weight_dither.data(), d);
     dither_columns = d;
   }
-  int dither_columns = 0;
 
   bool pack_panel(int first) {
     bool sound = true;
@@ -169,7 +165,7 @@ class Encoder {
         clear_column(first, j);
         continue;
       }
-      const float* row = weights + (size_t)latent * d;
+      const float* row = weights_of(latent);
       Rounded w = bytes ? pack_bytes(row, latent) : measure(row);
       if (!bytes)
         for (int i = 0; i < d; i++) panels[(size_t)first * d + (size_t)i * PANEL + j] = row[i];

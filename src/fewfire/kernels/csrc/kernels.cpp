@@ -175,7 +175,7 @@ EXPORT(int, reconstruct)(void* workspace, const fewfire_model* m, const fewfire_
   auto& w = *(Workspace*)workspace;
   return guarded([&] {
     Contribution& c = w.main;
-    c.present.assign(1, 1), w.revival.present.clear(), w.more.slot.clear();
+    c.used = true, w.revival.used = false, w.more.slot.clear();
     c.errors.shape(batch->rows, loss->n_prefixes, m->d_out);
     c.largest.assign(batch->rows, 0.0), c.value = c.codes.z;
     *active = 0, *total = 0;
@@ -268,7 +268,7 @@ EXPORT(int, revive)(void* workspace, const fewfire_model* m, const fewfire_batch
     w.dead_encoder.pack(w.dead_weights.data(), w.dead_biases.data(), n_dead, m->d_in, bytes, threads);
     find(w, w.dead_encoder, batch->x_in, batch->rows, threads, c.codes, [k](Row& row) { row.largest_k(k); });
     for (int32_t& l : c.codes.latent) l = dead[l];
-    c.present.assign(1, 1);
+    c.used = true;
     c.errors.shape(batch->rows, 1, m->d_out);
     c.largest.assign(batch->rows, 0.0), c.value = c.codes.z;
     int last = loss->n_prefixes - 1;

@@ -21,7 +21,6 @@ constexpr int LANES = VECTOR_BYTES / 4;
 typedef float vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t ivec __attribute__((vector_size(VECTOR_BYTES)));
 typedef float vec_at __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-typedef int32_t ivec_at __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 // A whole vector, or the last few floats of a row that is no multiple of LANES long.
 struct Whole {};
@@ -45,7 +44,6 @@ inline void store(float* p, vec v, Part part) { std::memcpy(p, &v, 4 * part.n); 
 
 inline vec splat(float x) { return x - vec{}; }  // not x + 0, which would have to turn -0 into 0
 inline vec max(vec a, vec b) { return a > b ? a : b; }
-inline vec min(vec a, vec b) { return a < b ? a : b; }
 
 inline vec absolute(vec a) {
   ivec bits = (ivec)a & 0x7fffffff;
@@ -136,6 +134,11 @@ inline float dot(const float* a, const float* b, int n) {
   for (; i + LANES <= n; i += LANES) s0 += load(a + i) * load(b + i);
   if (i < n) s1 += load(a + i, Part{n - i}) * load(b + i, Part{n - i});
   return sum((s0 + s1) + (s2 + s3));
+}
+
+// Begin to bring n floats, or the first thousand of them, as near as the second cache.
+inline void prefetch(const float* x, int n) {
+  for (int i = 0; i < n && i < 1024; i += 16) __builtin_prefetch(x + i, 0, 2);
 }
 
 // y += a x

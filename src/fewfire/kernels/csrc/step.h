@@ -35,10 +35,7 @@ inline void add_rows(const float* value, const int32_t* latent, int64_t n, const
   for (; i + 4 <= n; i += 4) {
     const float* w[4];
     for (int u = 0; u < 4; u++) w[u] = weights + (size_t)latent[i + u] * d;
-    for (int64_t ahead = i + 4; ahead < std::min(n, i + 8); ahead++) {
-      const char* next = (const char*)(weights + (size_t)latent[ahead] * d);
-      for (int b = 0; b < std::min(4 * d, 1024); b += 64) __builtin_prefetch(next + b);
-    }
+    for (int64_t ahead = i + 4; ahead < std::min(n, i + 8); ahead++) prefetch(weights + (size_t)latent[ahead] * d, d);
     for_vectors(d, [&](int j, auto part) {
       vec s = load(y + j, part) + value[i] * load(w[0] + j, part) + value[i + 1] * load(w[1] + j, part);
       store(y + j, s + value[i + 2] * load(w[2] + j, part) + value[i + 3] * load(w[3] + j, part), part);
@@ -112,10 +109,8 @@ struct Contribution {
   ByLatent by_latent;
   Errors errors;
   std::vector<float> value;      // (entries,) what the decoder reads
-  std::vector<double> largest;   // (rows,) no gradient of a weight is larger than their sum
-  std::vector<uint8_t> present;  // of one element: whether this step has it
-
-  bool used() const { return !present.empty(); }
+  std::vector<double> largest;  // (rows,) no gradient of a weight is larger than their sum
+  bool used = false;            // at this step
 };
 
 inline int prefix_of(const fewfire_loss& loss, int latent, int from = 0) {
@@ -202,7 +197,7 @@ struct Learner {
     by_row.clear(), by_value.clear(), rows.clear(), errors.clear();
     bias = 0.0f, threshold = 0.0;
     for (int k = 0; k < 2; k++)
-      if (contributions[k]->used()) add(m, batch, loss, latent, *contributions[k], k == 0);
+      if (contributions[k]->used) add(m, batch, loss, latent, *contributions[k], k == 0);
     int slot = more.of(latent);
     any = !rows.empty() || slot >= 0;
     if (!any) return;
