@@ -26,7 +26,7 @@ FLOORS = {
         "variational",
         "calibration",
     ],
-    3: ["autoencoder"],
+    3: ["anomaly", "autoencoder"],
     2: ["activations", "sources", "sparse_codes"],
     1: ["terms", "networks", "corruptions", "preprocess"],
     0: ["contracts", "metrics", "disk", "kernels", "rng", "rows", "_version"],

@@ -1,0 +1,144 @@
+"""Small dense autoencoders, trained at once and not for long: what they miss, and where they disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import final
+
+import torch
+from torch import Generator, Tensor
+
+from fewfire.anomaly.part import Part, Reading, draw
+
+__all__ = ["Ensemble"]
+
+SHARE = 0.75
+"""of the rows that each member is fitted on: enough to agree, and four of sixteen have not seen a row"""
+BLOCK = 128
+"""columns that a member sees of a wide table, about"""
+LOG_SCALE = (-2.0, 3.0)
+"""bounds of a column's learned log-scale, softly kept: below, a column that is easy would be all the score"""
+
+
+@final
+class Ensemble(Part, name="ensemble"):
+    """``members`` autoencoders d -> hidden -> hidden -> (centre, log-scale) of each column, no bottleneck, no noise.
+
+    Trained on the Laplace likelihood |x - centre| / scale + log scale: a column that the others do not foretell gets a
+    wide scale and stops deciding, and far rows, which a square would make the whole gradient, pull no harder than
+    others. Few steps are the regulariser: what is common is learned first, and an outlier among the training rows
+    is not learned at all (Zhou & Paffenroth 2017 remove such rows; stopping early needs no second loss).
+
+    Two scores. ``surprise``: mean over columns and members of that likelihood. ``disagreement``: variance of the
+    centres between members (Lakshminarayanan et al. 2017, "Deep ensembles", section 2.4): they agree where they were
+    taught.
+    """
+
+    def __init__(
+        self,
+        view: Sequence[str] = ("standard", "asinh"),
+        members: int = 16,
+        hidden: int = 64,
+        steps: int = 250,
+        batch_size: int = 64,
+    ) -> None:
+        self.view = view
+        self.members, self.hidden, self.steps, self.batch_size = members, hidden, steps, batch_size
+        self._weights: list[Tensor] = []
+
+    def fit(self, x: Tensor, generator: Generator) -> None:
+        n, d = x.shape
+        drawn, self.seen = draw(n, self.members, max(1, int(SHARE * n)), generator)
+        self._order = self._deal(d, generator)
+        self._weights = [w.requires_grad_() for w in self._start(self._order.shape[1], generator)]
+        blocks = x[:, self._order]
+        block_of = torch.arange(self.members).unsqueeze(1) % len(self._order)
+        optimizer = torch.optim.Adam(self._weights, betas=(0.9, 0.99))
+        for step in range(self.steps):
+            # from 0 in 20 steps, then down by a root to 0: the last steps average out the order of the rows
+            rate = 3e-3 * min(1.0, (step + 1) / 20) * math.sqrt(1 - step / self.steps)
+            optimizer.param_groups[0]["lr"] = rate
+            which = torch.randint(drawn.shape[1], (self.members, self.batch_size), generator=generator)
+            batch = blocks[drawn.gather(1, which), block_of]
+            loss = _nll(batch, *self._decode(batch)).mean((1, 2)).sum()  # a sum: each member has its own gradient
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        self._weights = [w.detach() for w in self._weights]
+        self._usual_nll, self._usual_variance = self._by_column(x[: min(n, 4096)])
+
+    def _deal(self, d: int, generator: Generator) -> Tensor:
+        """(blocks, width) columns of each block: one of all columns, or several of columns dealt at random.
+
+        Member m sees block m modulo their number; each block has two members at least, or none could disagree.
+        """
+        count = 1
+        while count * BLOCK < d and 2 * count <= self.members // 2:
+            count *= 2
+        width = -(-d // count)
+        order = torch.arange(d) if count == 1 else torch.randperm(d, generator=generator)
+        return torch.cat([order, order[: count * width - d]]).view(count, width)
+
+    def _start(self, d: int, generator: Generator) -> list[Tensor]:
+        """Uniform in +-1/sqrt(inputs), weights and biases, as torch's Linear starts."""
+        widths = [d, self.hidden, self.hidden, 2 * d]
+        weights = []
+        for rows, columns in pairwise(widths):
+            for shape in ((self.members, rows, columns), (self.members, 1, columns)):
+                weights.append((2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(rows))
+        return weights
+
+    def _decode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, B, d) -> centre and log-scale, each (M, B, d)."""
+        *hidden, weight, bias = self._weights
+        for w, b in zip(hidden[::2], hidden[1::2], strict=True):
+            x = torch.relu(torch.baddbmm(b, x, w))
+        centre, raw = torch.baddbmm(bias, x, weight).chunk(2, 2)
+        low, high = LOG_SCALE
+        return centre, low + (high - low) * torch.sigmoid((raw - (low + high) / 2) * 4 / (high - low))
+
+    def read(self, x: Tensor, trusted: Tensor | None = None) -> dict[str, Reading]:
+        with torch.no_grad():
+            nll, variance = self._columns(x, trusted)
+        return {
+            "surprise": Reading(nll.mean(1), (nll - self._usual_nll).clamp(min=0)),
+            "disagreement": Reading(variance.mean(1), variance / self._usual_variance),
+        }
+
+    def _columns(self, x: Tensor, trusted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, d) each: likelihood and variance, over the members that may judge."""
+        count, width = self._order.shape
+        blocks = x[:, self._order].transpose(0, 1)  # (blocks, B, width)
+        centre, log_scale = self._decode(blocks.repeat(self.members // count, 1, 1))
+        weight = torch.ones(self.members, len(x)) if trusted is None else trusted.float()
+        weight = weight.view(-1, count, len(x), 1)
+        n = weight.sum(0)
+        centre = centre.view(-1, count, len(x), width)
+        nll = (_nll(blocks, centre, log_scale.view_as(centre)) * weight).sum(0) / n.clamp(min=1)
+        mean = (centre * weight).sum(0) / n.clamp(min=1)
+        variance = ((centre - mean).square() * weight).sum(0) / (n - 1).clamp(min=1)
+        where = self._order.flatten()
+        result = x.new_empty(2, len(x), x.shape[1])
+        result[:, :, where] = torch.stack([nll, variance]).transpose(1, 2).flatten(2)
+        return result[0], result[1]
+
+    def _by_column(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            nll, variance = self._columns(x, None)
+        return nll.mean(0), variance.mean(0).clamp(min=1e-12)
+
+    def state(self) -> dict[str, Tensor]:
+        weights = {f"weight_{i}": w for i, w in enumerate(self._weights)}
+        return {**weights, "order": self._order, "usual_nll": self._usual_nll, "usual_variance": self._usual_variance}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._weights = [state[f"weight_{i}"] for i in range(6)]
+        self._order = state["order"]
+        self._usual_nll, self._usual_variance = state["usual_nll"], state["usual_variance"]
+
+
+def _nll(x: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:
+    """Negative log-likelihood of a Laplace distribution, without its constant log 2."""
+    return (x - centre).abs() * torch.exp(-log_scale) + log_scale

@@ -1,0 +1,57 @@
+"""Winner-take-all autoencoders whose latents are rows: how far the nearest row of many small samples is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Generator, Tensor
+
+from fewfire.anomaly.part import Part, Reading, draw
+
+__all__ = ["Prototypes"]
+
+SHARE = 0.75
+"""of few rows, how many are prototypes of a member"""
+
+
+@final
+class Prototypes(Part, name="prototypes"):
+    """``members`` autoencoders of one active latent: encode to the nearest of ``size`` rows, decode to that row.
+
+    The score is the distance to it, averaged over members: a reconstruction error. Nothing is trained; the sparsest of
+    autoencoders, with a training row for each decoder row, is nearest neighbours in a random sample, which such samples
+    do better than all rows together when the data hold anomalies (Sugiyama & Borgwardt 2013, "Rapid distance-based
+    outlier detection via sampling").
+    """
+
+    def __init__(self, view: Sequence[str] = ("range",), members: int = 8, size: int = 2048) -> None:
+        self.view, self.members, self.size = view, members, size
+
+    def fit(self, x: Tensor, generator: Generator) -> None:
+        n = len(x)
+        drawn, self.seen = draw(n, self.members, min(self.size, max(1, int(SHARE * n))), generator)
+        self.restore({"rows": x[drawn]})
+
+    def read(self, x: Tensor, trusted: Tensor | None = None) -> dict[str, Reading]:
+        nearest = (self._squares - 2 * (self._rows @ x.T)).argmin(1)  # (M, B)
+        # exactly, of the one found: the product's rounding would hide that a row is a prototype
+        error = x - self._rows[torch.arange(self.members).unsqueeze(1), nearest]
+        squared = error.square()
+        distance = squared.sum(2).sqrt()
+        if trusted is None:
+            return {"distance": Reading(distance.mean(0), squared.mean(0))}
+        count = trusted.sum(0)
+        return {
+            "distance": Reading(
+                (distance * trusted).sum(0) / count, (squared * trusted.unsqueeze(2)).sum(0) / count.unsqueeze(1)
+            )
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        return {"rows": self._rows}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._rows = state["rows"]  # (M, K, d)
+        self._squares = self._rows.square().sum(2, keepdim=True)  # (M, K, 1)
