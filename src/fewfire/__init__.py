@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fewfire.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
     from fewfire.disk import FolderInUseError, ModelFileError
     from fewfire.estimators import (
+        AnomalyDetector,
         ContractiveAutoencoder,
         ConvolutionalAutoencoder,
         DenoisingAutoencoder,
@@ -84,6 +85,7 @@ _HOME = {
     "fewfire.corruptions": ("Corruption", "GaussianNoise", "Masking", "SaltAndPepper"),
     "fewfire.disk": ("FolderInUseError", "ModelFileError"),
     "fewfire.estimators": (
+        "AnomalyDetector",
         "ContractiveAutoencoder",
         "ConvolutionalAutoencoder",
         "DenoisingAutoencoder",
@@ -120,6 +122,7 @@ __all__ = [
     "L1",
     "MSE",
     "Activation",
+    "AnomalyDetector",
     "ArraySource",
     "Autoencoder",
     "AuxK",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fewfire.anomaly.ensemble import Ensemble
+from fewfire.anomaly.known import Known
 from fewfire.anomaly.part import Part
 from fewfire.anomaly.prototypes import Prototypes
 from fewfire.anomaly.surprisal import Surprisal
@@ -48,7 +49,8 @@ class Detector:
 
     Each part reads scores off a row; each score is turned into nats of surprisal by the scores of training rows, judged
     only by members that had not seen them; the row's score is the cubic mean of these. A column that never varied adds
-    to it where it has another value. Scores depend on the row alone: not on the rows beside it, not on chance.
+    to it where it has another value. Scores depend on the row alone: not on the rows beside it, not on chance. A row
+    that is a training row, bit for bit, is judged as such: only by members that had not seen it.
 
     Parameters
     ----------
@@ -71,26 +73,16 @@ class Detector:
         self.fitted = parts if len(self.views.columns) else []
         for number, part in enumerate(self.fitted):
             part.fit(self.views(rows, part.view), generator(self.seed, "anomaly", number))
+        self.known = Known.fit(rows)
         which = torch.randperm(n, generator=generator(self.seed, "calibration"))[:CALIBRATION_ROWS].sort().values
-        readings = [torch.cat(scores) for scores in zip(*self._held_out(rows, which), strict=True)]
+        blocks = [self._read(rows[numbers], numbers, explain=False)[0] for numbers in torch.split(which, CHUNK)]
+        readings = [torch.cat(scores) for scores in zip(*blocks, strict=True)]
         self.scales = [Surprisal.fit(scores) for scores in readings]
         self.n_seen = n
         nats = [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
         self.usual = _fused(nats, len(which)).sort().values
         """(min(n, 10000),) ascending: scores of training rows as if they had come later"""
-        for part in self.fitted:
-            del part.seen
         return self
-
-    def _held_out(self, rows: Tensor, which: Tensor) -> Iterator[list[Tensor]]:
-        """Scores of training rows by each reading, a block at a time."""
-        for numbers in torch.split(which, CHUNK):
-            block = rows[numbers]
-            yield [
-                reading.score.double()
-                for part in self.fitted
-                for reading in part.read(self.views(block, part.view), part.trusted(numbers)).values()
-            ]
 
     def __call__(self, rows: Tensor, *, explain: bool = False) -> Findings:
         """Score (B, D) finite float64 rows."""
@@ -101,23 +93,28 @@ class Detector:
     def _block(self, rows: Tensor, explain: bool) -> Findings:
         n = len(rows)
         padded = torch.cat([rows, rows.new_zeros(CHUNK - n, rows.shape[1])])
-        nats: list[Tensor] = []
-        shares = torch.zeros_like(padded)
-        for part in self.fitted:
-            for reading in part.read(self.views(padded, part.view)).values():
-                nats.append(self.scales[len(nats)](reading.score))
-                if explain:
-                    shares += nats[-1].pow(POWER).unsqueeze(1) * self.views.by_column(reading.share, part.view)
-        total = _fused(nats, CHUNK)
-        shares *= total.unsqueeze(1) / shares.sum(1, keepdim=True).clamp(min=1e-300)
-        strange = self.views.strange(padded)
-        # a value that none of n rows had: its chance is estimated as 1 / (n + 1)
-        news = math.log(self.n_seen + 1) * strange
-        total = (total + news.sum(1))[:n]
+        readings, shares = self._read(padded, self.known(padded), explain)
+        nats = [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
+        strange = math.log(self.n_seen + 1) * self.views.strange(padded)  # of a value that none of n rows had
+        total = (_fused(nats, CHUNK) + strange.sum(1))[:n]
         if not explain:
             return Findings(total, None)
-        shares = (shares + news)[:n]
-        return Findings(total, shares / shares.sum(1, keepdim=True).clamp(min=1e-300))
+        share = torch.zeros_like(padded)
+        for one, by_column in zip(nats, shares, strict=True):
+            share += one.pow(POWER).unsqueeze(1) * by_column
+        share *= _fused(nats, CHUNK).unsqueeze(1) / share.sum(1, keepdim=True).clamp(min=1e-300)
+        share = (share + strange)[:n]
+        return Findings(total, share / share.sum(1, keepdim=True).clamp(min=1e-300))
+
+    def _read(self, rows: Tensor, numbers: Tensor, explain: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Scores (B,) and shares (B, D) by each reading; ``numbers``: which training rows they are, -1 for none."""
+        scores, shares = [], []
+        for part in self.fitted:
+            for reading in part.read(self.views(rows, part.view), part.trusted(numbers)).values():
+                scores.append(reading.score.double())
+                if explain:
+                    shares.append(self.views.by_column(reading.share, part.view))
+        return scores, shares
 
     @property
     def n_columns(self) -> int:
@@ -145,7 +142,7 @@ class Detector:
             tensors |= {f"parts.{i}.{name}": tensor for name, tensor in part.state().items()}
         tensors |= {f"scales.{i}": scale.state() for i, scale in enumerate(self.scales)}
         settings = {"parts": [part.config() for part in self.fitted], "n_seen": self.n_seen, "seed": self.seed}
-        return {**tensors, "usual": self.usual}, settings
+        return {**tensors, "usual": self.usual, **self.known.state()}, settings
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Detector:
@@ -153,6 +150,7 @@ class Detector:
         detector = cls(seed=settings["seed"])
         detector.n_seen, detector.usual = settings["n_seen"], tensors["usual"]
         detector.views = Views(_under("views.", tensors))
+        detector.known = Known(tensors["known"], tensors["known_number"])
         detector.fitted = [Part.from_config(config) for config in settings["parts"]]
         for i, part in enumerate(detector.fitted):
             part.restore(_under(f"parts.{i}.", tensors))

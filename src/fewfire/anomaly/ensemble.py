@@ -18,6 +18,8 @@ SHARE = 0.75
 """of the rows that each member is fitted on: enough to agree, and four of sixteen have not seen a row"""
 BLOCK = 128
 """columns that a member sees of a wide table, about"""
+FEW = 4096
+"""rows that show what is usual of a column"""
 LOG_SCALE = (-2.0, 3.0)
 """bounds of a column's learned log-scale, softly kept: below, a column that is easy would be all the score"""
 
@@ -67,7 +69,11 @@ class Ensemble(Part, name="ensemble"):
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         self._weights = [w.detach() for w in self._weights]
-        self._usual_nll, self._usual_variance = self._by_column(x[: min(n, 4096)])
+        sample = x[:FEW]
+        everyone = torch.ones(self.members, len(sample), dtype=torch.bool)
+        with torch.no_grad():
+            nll, variance = self._columns(sample, everyone)
+        self._usual_nll, self._usual_variance = nll.mean(0), variance.mean(0).clamp(min=1e-12)
 
     def _deal(self, d: int, generator: Generator) -> Tensor:
         """(blocks, width) columns of each block: one of all columns, or several of columns dealt at random.
@@ -99,7 +105,7 @@ class Ensemble(Part, name="ensemble"):
         low, high = LOG_SCALE
         return centre, low + (high - low) * torch.sigmoid((raw - (low + high) / 2) * 4 / (high - low))
 
-    def read(self, x: Tensor, trusted: Tensor | None = None) -> dict[str, Reading]:
+    def read(self, x: Tensor, trusted: Tensor) -> dict[str, Reading]:
         with torch.no_grad():
             nll, variance = self._columns(x, trusted)
         return {
@@ -107,13 +113,12 @@ class Ensemble(Part, name="ensemble"):
             "disagreement": Reading(variance.mean(1), variance / self._usual_variance),
         }
 
-    def _columns(self, x: Tensor, trusted: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _columns(self, x: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
         """(B, d) each: likelihood and variance, over the members that may judge."""
         count, width = self._order.shape
         blocks = x[:, self._order].transpose(0, 1)  # (blocks, B, width)
         centre, log_scale = self._decode(blocks.repeat(self.members // count, 1, 1))
-        weight = torch.ones(self.members, len(x)) if trusted is None else trusted.float()
-        weight = weight.view(-1, count, len(x), 1)
+        weight = trusted.float().view(-1, count, len(x), 1)
         n = weight.sum(0)
         centre = centre.view(-1, count, len(x), width)
         nll = (_nll(blocks, centre, log_scale.view_as(centre)) * weight).sum(0) / n.clamp(min=1)
@@ -124,18 +129,19 @@ class Ensemble(Part, name="ensemble"):
         result[:, :, where] = torch.stack([nll, variance]).transpose(1, 2).flatten(2)
         return result[0], result[1]
 
-    def _by_column(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            nll, variance = self._columns(x, None)
-        return nll.mean(0), variance.mean(0).clamp(min=1e-12)
-
     def state(self) -> dict[str, Tensor]:
         weights = {f"weight_{i}": w for i, w in enumerate(self._weights)}
-        return {**weights, "order": self._order, "usual_nll": self._usual_nll, "usual_variance": self._usual_variance}
+        return {
+            **weights,
+            "order": self._order,
+            "seen": self.seen,
+            "usual_nll": self._usual_nll,
+            "usual_variance": self._usual_variance,
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self._weights = [state[f"weight_{i}"] for i in range(6)]
-        self._order = state["order"]
+        self._order, self.seen = state["order"], state["seen"]
         self._usual_nll, self._usual_variance = state["usual_nll"], state["usual_variance"]
 
 

@@ -36,15 +36,15 @@ class Part(Named):
     view: Sequence[str]
     """names of the views it sees, side by side"""
     seen: Tensor
-    """(M, n) bool, only between ``fit`` and the end of the detector's training"""
+    """(M, n) bool: which training rows each member was fitted on"""
 
     @abstractmethod
     def fit(self, x: Tensor, generator: Generator) -> None:
         """Learn from (n, d) float32 rows, n at least 2. Randomness comes from the generator alone."""
 
     @abstractmethod
-    def read(self, x: Tensor, trusted: Tensor | None = None) -> dict[str, Reading]:
-        """Scores by name of (B, d) rows, by all members; or row b by those members m where ``trusted[m, b]``."""
+    def read(self, x: Tensor, trusted: Tensor) -> dict[str, Reading]:
+        """Scores by name of (B, d) rows: row b by those members m where ``trusted[m, b]``, one at least."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -54,9 +54,12 @@ class Part(Named):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Be as the part was whose ``state`` this is."""
 
-    def trusted(self, rows: Tensor) -> Tensor:
-        """(M, B) bool: who may judge training rows of these numbers. A row that all have seen, all judge."""
-        fresh = ~self.seen[:, rows]
+    def trusted(self, numbers: Tensor) -> Tensor:
+        """(M, B) bool: who may judge rows that are the training rows of these numbers, or none where -1.
+
+        A training row that all members have seen, all judge.
+        """
+        fresh = ~self.seen[:, numbers] | (numbers < 0)
         return fresh | ~fresh.any(0)
 
 

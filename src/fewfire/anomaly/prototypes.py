@@ -31,27 +31,22 @@ class Prototypes(Part, name="prototypes"):
 
     def fit(self, x: Tensor, generator: Generator) -> None:
         n = len(x)
-        drawn, self.seen = draw(n, self.members, min(self.size, max(1, int(SHARE * n))), generator)
-        self.restore({"rows": x[drawn]})
+        drawn, seen = draw(n, self.members, min(self.size, max(1, int(SHARE * n))), generator)
+        self.restore({"rows": x[drawn], "seen": seen})
 
-    def read(self, x: Tensor, trusted: Tensor | None = None) -> dict[str, Reading]:
+    def read(self, x: Tensor, trusted: Tensor) -> dict[str, Reading]:
         nearest = (self._squares - 2 * (self._rows @ x.T)).argmin(1)  # (M, B)
         # exactly, of the one found: the product's rounding would hide that a row is a prototype
-        error = x - self._rows[torch.arange(self.members).unsqueeze(1), nearest]
-        squared = error.square()
+        squared = (x - self._rows[torch.arange(self.members).unsqueeze(1), nearest]).square()
         distance = squared.sum(2).sqrt()
-        if trusted is None:
-            return {"distance": Reading(distance.mean(0), squared.mean(0))}
         count = trusted.sum(0)
-        return {
-            "distance": Reading(
-                (distance * trusted).sum(0) / count, (squared * trusted.unsqueeze(2)).sum(0) / count.unsqueeze(1)
-            )
-        }
+        share = (squared * trusted.unsqueeze(2)).sum(0) / count.unsqueeze(1)
+        return {"distance": Reading((distance * trusted).sum(0) / count, share)}
 
     def state(self) -> dict[str, Tensor]:
-        return {"rows": self._rows}
+        return {"rows": self._rows, "seen": self.seen}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.seen = state["seen"]
         self._rows = state["rows"]  # (M, K, d)
         self._squares = self._rows.square().sum(2, keepdim=True)  # (M, K, 1)

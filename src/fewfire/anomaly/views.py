@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -98,7 +99,7 @@ class Views:
         """(B, D) float64 -> (B, len(names) * d) float32, the views side by side; together they weigh as much as one."""
         kept = rows[:, self.columns]
         seen = [getattr(self, f"_{name}")(kept).clamp(-FAR, FAR) for name in names]
-        return (torch.cat(seen, 1) / len(names) ** 0.5).float()
+        return torch.cat(seen, 1).div(math.sqrt(len(names))).float()
 
     def _range(self, kept: Tensor) -> Tensor:
         return (kept - self._state["low"]) / self._state["width"]

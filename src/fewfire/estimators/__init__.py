@@ -11,6 +11,7 @@ Parameters of its own it takes in ``__init__`` before ``**shared``, and says in 
 be. Then a line in ``tests/test_estimator_checks.py`` puts it through scikit-learn's checks.
 """
 
+from fewfire.estimators.anomaly_detector import AnomalyDetector
 from fewfire.estimators.contractive_autoencoder import ContractiveAutoencoder
 from fewfire.estimators.convolutional_autoencoder import ConvolutionalAutoencoder
 from fewfire.estimators.denoising_autoencoder import DenoisingAutoencoder
@@ -19,6 +20,7 @@ from fewfire.estimators.sparse_autoencoder import SparseAutoencoder
 from fewfire.estimators.variational_autoencoder import VariationalAutoencoder
 
 __all__ = [
+    "AnomalyDetector",
     "AutoencoderEstimator",
     "ContractiveAutoencoder",
     "ConvolutionalAutoencoder",

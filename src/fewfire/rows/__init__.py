@@ -4,6 +4,7 @@
 gives rows of a storage as float32 or float64; ``check_finite`` names the first value that is not a number.
 """
 
+from fewfire.rows.categories import Categories
 from fewfire.rows.cells import as_real, is_missing
 from fewfire.rows.csr import MAX_COLUMNS, as_csr
 from fewfire.rows.finite import all_finite, check_finite
@@ -14,6 +15,7 @@ from fewfire.rows.tables import column_names
 __all__ = [
     "BFLOAT16",
     "MAX_COLUMNS",
+    "Categories",
     "Storage",
     "aligned",
     "all_finite",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fewfire.rows.cells import as_real
 
-__all__ = ["column_names", "is_table", "read_table"]
+__all__ = ["column_names", "is_table", "read_column", "read_table", "refuse_dates", "split_columns"]
 
 _NAMED = 5
 """columns named in an error"""
@@ -45,11 +45,11 @@ def read_table(data: Any, what: str) -> npt.NDArray[Any]:
         A number that float64 cannot hold.
     """
     names = column_names(data)
-    columns = _columns(data)
-    _refuse_dates(names, columns, what)
+    columns = split_columns(data)
+    refuse_dates(names, columns, what)
     if _is_pandas(data) and all(isinstance(c.dtype, np.dtype) and c.dtype.kind in "iuf" for c in columns):
         return as_real(np.asarray(data), what, names)
-    arrays = [_read_column(column, name, what) for column, name in zip(columns, names, strict=True)]
+    arrays = [read_column(column, name, what) for column, name in zip(columns, names, strict=True)]
     exact = all(np.can_cast(array.dtype, np.float32) for array in arrays)
     table = np.empty((len(data), len(arrays)), np.float32 if exact else np.float64)
     for i, array in enumerate(arrays):
@@ -61,13 +61,15 @@ def _is_pandas(data: Any) -> bool:
     return hasattr(data, "iloc") and hasattr(data, "columns")
 
 
-def _columns(data: Any) -> list[Any]:
+def split_columns(data: Any) -> list[Any]:
+    """The columns, each a series of its own library's."""
     if _is_pandas(data):
         return [data.iloc[:, i] for i in range(data.shape[1])]  # by position: names may repeat
     return list(data.get_columns() if hasattr(data, "get_columns") else data.columns)
 
 
-def _refuse_dates(names: Sequence[str], columns: Sequence[Any], what: str) -> None:
+def refuse_dates(names: Sequence[str], columns: Sequence[Any], what: str) -> None:
+    """Name the columns of dates, if there are any, in one TypeError."""
     found = {name: kind for name, column in zip(names, columns, strict=True) if (kind := _kind_of_date(column))}
     if found:
         listed = ", ".join(map(repr, list(found)[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
@@ -83,8 +85,14 @@ def _kind_of_date(column: Any) -> str | None:
     return "timedelta64" if dtype.startswith(("timedelta", "duration")) else None
 
 
-def _read_column(column: Any, name: str, what: str) -> npt.NDArray[Any]:
-    """(n,) real numbers of one column."""
+def read_column(column: Any, name: str, what: str) -> npt.NDArray[Any]:
+    """(n,) real numbers of one column; missing values are NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It holds something else, or numbers that float64 cannot hold.
+    """
     dtype = getattr(column, "dtype", None)
     if not isinstance(dtype, np.dtype) and getattr(dtype, "kind", "") in tuple("biuf"):  # pandas' nullable numbers
         plain = np.dtype(getattr(dtype, "numpy_dtype", np.float64))
