@@ -19,19 +19,19 @@ from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
 from fewfire.disk import ModelFileError, locked
 from fewfire.engines import choose
-from fewfire.engines.autograd import labelled
 from fewfire.evaluation import Evaluation, finite_rows
 from fewfire.sources import open_source
-from fewfire.terms import MSE, AuxK, Term
+from fewfire.terms import AuxK, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint, outcome
+from fewfire.trainer.after import settle_activation
 from fewfire.trainer.before import check_held_out, fit_preprocess, start_biases
 from fewfire.trainer.config import TrainConfig
+from fewfire.trainer.objective import objective_of
 from fewfire.trainer.pretraining import check_layers, pretrain
 from fewfire.trainer.progress import make_progress, say
 from fewfire.trainer.refusals import (
     check_emphasis,
-    check_needs,
     check_range,
     check_source,
     check_validation,
@@ -124,7 +124,7 @@ class Trainer:
         self.model = model.to(self.config.resolved_device(), self.config.parameter_dtype)
         self.source = source
         self.validation = validation
-        self.terms = _objective(model, terms)
+        self.terms = objective_of(model, terms)
         if self.config.pretrain_steps:
             check_layers(model)
         self.emphasis = check_emphasis(self.terms, self.config.schedules, corruption, source)
@@ -271,6 +271,10 @@ class Trainer:
             self.model.load_state_dict(self.best.weights)
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise TrainingError(f"the weights are not finite after step {self.state.step:,}; {self._slower()}")
+        self._settle()
+
+    def _settle(self) -> None:
+        settle_activation(self)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches in model space from where the state stands to the end of training."""
@@ -483,18 +487,3 @@ class Trainer:
         if self.state.step:  # the run may be over: leave the values of its last step
             self.schedules.apply(self._done(self.state.step - 1))
         return True
-
-
-def _objective(model: Autoencoder, terms: Sequence[Term] | None) -> dict[str, Term]:
-    """The terms by label, or those that usually go with the model; refused where it lacks what they need."""
-    objective = labelled(tuple(terms if terms is not None else _default_terms(model)))
-    if not objective:
-        raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
-    for term in objective.values():
-        check_needs(term, model)
-    return objective
-
-
-def _default_terms(model: Autoencoder) -> list[Term]:
-    """Squared error, and what usually goes with the activation as far as this model gives what it needs."""
-    return [MSE(), *(term for term in model.activation.default_terms() if term.needs <= model.gives)]

@@ -1,0 +1,31 @@
+"""What a Trainer does after the last step: what rests on weights that no longer move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fewfire.activations import Activation
+from fewfire.trainer.before import some_rows
+
+if TYPE_CHECKING:
+    from fewfire.trainer.loop import Trainer
+
+__all__ = ["settle_activation"]
+
+
+@torch.no_grad()
+def settle_activation(trainer: Trainer) -> None:
+    """Thresholds from some training rows, without corruption: as ``encode`` will see them.
+
+    It depends on weights and rows alone, never on the thresholds that were: done again by a resumed run, it gives the
+    same bits.
+    """
+    model = trainer.model
+    if type(model.activation).settle is Activation.settle:
+        return
+    rows = some_rows(trainer)
+    if len(rows.rows):
+        x_in = model.to_model_space(rows.x_in.to(model.device)).to(model.dtype)
+        model.activation.settle(model.encoder(x_in).to(model.dtype))
