@@ -125,6 +125,11 @@ class TrainState:
         """(L,) bool."""
         return self.since_fired >= self.dead_after
 
+    @property
+    def any_dead(self) -> bool:
+        """Whether a latent is dead: asked at every step, and seldom so."""
+        return int(self.since_fired.max()) >= self.dead_after
+
 
 @dataclass(frozen=True)
 class StepReport:

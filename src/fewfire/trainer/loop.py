@@ -122,6 +122,7 @@ class Trainer:
         if model.layout == Layout():
             model.layout = source.layout
         self.model = model.to(self.config.resolved_device(), self.config.parameter_dtype)
+        self._where = self.model.device, self.model.dtype
         self.source = source
         self.validation = validation
         self.terms = objective_of(model, terms)
@@ -306,9 +307,7 @@ class Trainer:
         ``noise``: what the corruption is drawn from, besides the seed. Asked again with the same key, it says what it
         chose; of pairs, what differs was chosen.
         """
-        model = self.model
-        first = next(model.encoder.parameters())  # asked once: this is done at every step
-        device, dtype = first.device, first.dtype
+        model, device, dtype = self.model, *self._where
         paired = batch.x is not batch.x_in or model.preprocess_out is not None
         clean = model.to_model_space(batch.x_in.to(device)).to(dtype)
         x = model.target_to_model_space(batch.x.to(device)).to(dtype) if paired else clean
@@ -330,7 +329,7 @@ class Trainer:
             state.samples += n_rows
             if self.steering is not None:
                 self.steering.after(report, batch, state)
-            if self.lifts:
+            if self.lifts and state.any_dead:
                 lift_dead(self.model, state.dead, cast(float, self.config.learning_rate))
         elif self.config.on_nonfinite == "stop":
             columns = self.source.layout.columns
