@@ -247,6 +247,11 @@ class NativeEngine(SparseEngine):
     name = "native"
     make_kernels = NativeKernels
 
+    @property
+    def said(self) -> str:
+        """The name, and the instructions used."""
+        return f"{self.name} {self.kernels.isa}"  # type: ignore[attr-defined]
+
     @classmethod
     def refuses(cls, job: Job) -> str | None:
         return native_missing() or super().refuses(job)

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from fewfire.activations import Activation
+from fewfire.autoencoder import Autoencoder
 from fewfire.trainer.before import some_rows
 
 if TYPE_CHECKING:
     from fewfire.trainer.loop import Trainer
 
-__all__ = ["settle_activation"]
+__all__ = ["not_finite", "settle_activation"]
+
+
+def not_finite(model: Autoencoder) -> str | None:
+    """The first parameter that holds NaN or infinity, and where; None: all are finite."""
+    for name, p in model.named_parameters():
+        finite = torch.isfinite(p.detach())
+        if not finite.all():
+            place = ", ".join(str(int(i)) for i in (~finite).nonzero()[0])
+            return f"{name}[{place}] is {float(p.detach()[~finite][0]):g}"
+    return None
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from fewfire.sources import open_source
 from fewfire.terms import AuxK, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint, outcome
-from fewfire.trainer.after import settle_activation
+from fewfire.trainer.after import not_finite, settle_activation
 from fewfire.trainer.before import check_held_out, fit_preprocess, start_biases
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.objective import objective_of
@@ -137,7 +137,7 @@ class Trainer:
 
         self.steps_per_epoch = math.ceil(source.n_rows / self.batch_size) if source.n_rows else None
         self.full_batch = self.steps_per_epoch == 1
-        job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
+        self.job = job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
         self.engine, self.engine_reason = choose(job, self.config.engine)
         self.lifts = self._lifts()
         """whether the biases of dead latents rise between steps"""
@@ -270,8 +270,9 @@ class Trainer:
             raise TrainingError(f"none of {self.skipped} steps was finite, nothing was learned; check the data for NaN")
         if self.best.weights:
             self.model.load_state_dict(self.best.weights)
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            raise TrainingError(f"the weights are not finite after step {self.state.step:,}; {self._slower()}")
+        if (where := not_finite(self.model)) is not None:
+            step = f"after step {self.state.step:,} ({where})"
+            raise TrainingError(f"the weights are not finite {step}; {self._slower()}")
         self._settle()
 
     def _settle(self) -> None:
@@ -425,6 +426,7 @@ class Trainer:
         self._log = MetricsLog(self.folder, resume=resumed)
         if resumed:
             self._log.truncate_after(self.state.step)
+            self._log_engine_if_new()
             return
         self._log.log(
             0,
@@ -435,6 +437,15 @@ class Trainer:
                 "rows": self.source.n_rows,
             },
         )
+
+    def _log_engine_if_new(self) -> None:
+        """Resumed with another, a run has other last digits; with the same, it leaves the log as it would have been."""
+        before = next((line["engine"] for line in reversed(self._log.history) if "engine" in line), "")
+        if self._over() or before.partition(" (")[0] == self.engine_reason.partition(" (")[0]:
+            return
+        self._log.log(self.state.step, {"engine": self.engine_reason})
+        if self.speaks:
+            say(f"from step {self.state.step:,} on the engine is {self.engine_reason}; before, it was {before}")
 
     def _write_log(self, batch: Batch, report: StepReport, speed: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
