@@ -166,9 +166,9 @@ def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress:
     with _writing(out, resume):
         if not _checkpoints(out):
             atomic_write(out / "config.yaml", dump_yaml(settled.model_dump(mode="json")))
-        if trainer.speaks:
-            say(_engine_in_words(trainer))
         trainer.fit(resume=resume)
+        if trainer.speaks and (slow := _why_slow(trainer)) is not None:
+            say(slow)
         # Only now: had the resume been refused, the old one would still hold. It may have taken over the threads.
         settled = settled.model_copy(update={"train": trainer.config})
         atomic_write(out / "config.yaml", dump_yaml(settled.model_dump(mode="json")))
@@ -177,12 +177,12 @@ def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress:
     return open_run(out)
 
 
-def _engine_in_words(trainer: Trainer) -> str:
-    """Which engine trains; and why it is a slow one, where a compiler would change that."""
-    name, missing = trainer.engine_reason.partition(" (")[0], native_missing()
+def _why_slow(trainer: Trainer) -> str | None:
+    """A sentence where compiled kernels would have trained this model, and there are none."""
+    missing = native_missing()
     if missing is None or trainer.config.engine != "auto" or FusedEngine.refuses(trainer.job) is not None:
-        return f"engine {name}"
-    return f"engine {name}; compiled kernels would take a half to a quarter of the time, and there are none: {missing}"
+        return None
+    return f"compiled kernels would take a half to a quarter of the time, and there are none: {missing}"
 
 
 @contextmanager
