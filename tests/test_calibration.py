@@ -253,3 +253,42 @@ def test_the_share_of_all_latents_is_all_latents():
 def test_a_prefix_is_a_whole_number_or_a_share(prefixes):
     with pytest.raises(ValueError, match="rising numbers above 0, whole ones or shares"):
         ff.MatryoshkaMSE(prefixes=prefixes)
+
+
+@pytest.mark.parametrize("steps", [1, 50, 200, 800])
+def test_batchtopk_fires_k_on_new_rows_however_short_training_was(steps):
+    """An average over batches lags behind weights that move: after 200 steps here, a fifth too few fired."""
+    model = ff.Autoencoder(20, 64, ff.BatchTopK(k=6), preprocess="center")
+    ff.Trainer(model, rows(), config=ff.TrainConfig(steps=steps, batch_size=128), progress=False).fit()
+    fresh = rows(seed=0, n=6000)[3000:]
+    assert (model.encode(fresh) != 0).sum(1).float().mean() == pytest.approx(6, rel=0.05)
+
+
+def test_batchtopk_of_a_k_that_falls_to_the_end_fires_its_last():
+    model = ff.Autoencoder(20, 64, ff.BatchTopK(k=4), preprocess="center")
+    config = ff.TrainConfig(steps=150, batch_size=128, schedules={"activation.k": [(0, 16), (1, 4)]})
+    ff.Trainer(model, rows(), config=config, progress=False).fit()
+    assert (model.encode(rows()) != 0).sum(1).float().mean() == pytest.approx(4, rel=0.01)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_threshold_is_settled_again_to_the_same_bits(tmp_path, patience):
+    """Killed between the last checkpoint and the end, or resumed when all is done."""
+
+    def run(folder, resume):
+        model = ff.Autoencoder(20, 64, ff.BatchTopK(k=6), preprocess="center")
+        kept = {"validation_fraction": 0.2, "validate_every": 10, "patience": patience} if patience else {}
+        config = ff.TrainConfig(steps=60, batch_size=128, learning_rate=0.02, checkpoint_every=25, **kept)
+        ff.Trainer(model, rows(), config=config, folder=folder, progress=False).fit(resume=resume)
+        return model.state_dict()
+
+    first, again = run(tmp_path, False), run(tmp_path, True)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_in_a_stream_of_few_rows_the_average_decides():
+    data = rows()
+    sae = ff.SparseAutoencoder(n_components=64, activation="batchtopk", k=6, random_state=0)
+    for part in np.array_split(data, 300):
+        sae.partial_fit(part)
+    assert (sae.transform(data) != 0).sum(1).mean() == pytest.approx(6, rel=0.1)

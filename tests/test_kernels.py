@@ -59,6 +59,18 @@ def with_outliers():
     return x, W, b, k
 
 
+def like_hidden_states():
+    """Of a language model: a mean far from 0, two columns that are far from it in every row, tokens that come again."""
+    generator = np.random.default_rng(0)
+    tokens = generator.normal(size=(30, 384)) * generator.lognormal(0, 0.5, size=384)
+    x = tokens[generator.integers(30, size=80)] + 0.3 * generator.normal(size=(80, 384)) + generator.normal(size=384)
+    x[:, 127] += 40
+    x[:, 300] -= 25 * generator.lognormal(0, 0.3, size=80)
+    W = generator.normal(size=(1500, 384))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
+    return x, W, -W @ x.mean(0), 32
+
+
 def with_a_column_that_hides_the_others():
     """8 bits leave nothing of them, and latents look for just these."""
     x, W, b, k = drawn()
@@ -135,6 +147,7 @@ CASES = {
     "huge biases": partial(scaled, biases=1e6),
     "nothing is positive": partial(scaled, rows=0.01, weights=0.01, biases=-np.abs(drawn()[2]) - 1),
     "outlier columns": with_outliers,
+    "hidden states": like_hidden_states,
     "a column that hides the others": with_a_column_that_hides_the_others,
     "one-hot": partial(one_hot, n_rows=40, d=200),
     "zero rows, zero latents": some_rows_zero,

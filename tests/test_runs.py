@@ -463,3 +463,17 @@ def test_train_config_alone_refuses_in_one_line():
         ff.TrainConfig(steps=0)
     with pytest.raises(ValueError, match=r"^expected steps or epochs, got both; leave one out$"):
         ff.TrainConfig(steps=1, epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+@pytest.mark.parametrize(("activation", "told"), [("topk", True), ("gated", False)])
+def test_the_terminal_names_the_engine_and_what_a_compiler_would_change(
+    tmp_path, monkeypatch, capsys, activation, told
+):
+    monkeypatch.setenv("FEWFIRE_ISA", "none")
+    settings = ["train.steps=2", "model.n_latents=1024", f"model.activation.name={activation}"]
+    train(load_config(None, settings, path="digits"), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert f"engine {'fused' if told else 'autograd'}: " in said
+    assert ("compiled kernels would take a half to a quarter of the time" in said) == told
+    assert said.count("FEWFIRE_ISA is none") == told

@@ -108,3 +108,14 @@ def test_threads_of_python_do_not_meet():
         for _ in range(5):
             for here, there in zip(pool.map(lambda m: m.encode(x), models), alone, strict=True):
                 assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("activation", ["topk", "sigmoid", ff.JumpReLU()], ids=str)
+def test_codes_as_a_matrix_of_scipy(activation):
+    model = ff.Autoencoder(20, 50, activation)
+    x = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    x[3] = 0
+    codes = model.encode_sparse(x).to_scipy(50)
+    assert codes.has_canonical_format
+    assert codes.nnz == int((model.encode(x) != 0).sum()), "what fills up a row is no entry"
+    np.testing.assert_array_equal(codes.toarray(), model.encode(x).numpy())

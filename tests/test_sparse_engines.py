@@ -10,7 +10,7 @@ import fewfire as ff
 from fewfire.activations import Activation
 from fewfire.contracts import Batch, Job, Optimizer, TrainState
 from fewfire.engines import AutogradEngine, FusedEngine, NativeEngine, choose, sparse
-from fewfire.kernels import native_missing
+from fewfire.kernels import loading, native_missing
 from fewfire.terms import Term
 
 needs_native = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
@@ -487,7 +487,7 @@ def trainer(rows, activation=TOPK, n_latents=LATENTS, **settings):
 def test_auto_is_native(rows, activation):
     chosen = trainer(rows, ACTIVATIONS[activation])
     assert isinstance(chosen.engine, NativeEngine)
-    assert chosen.fit()[0]["engine"] == "native (the fastest for this model)"
+    assert chosen.fit()[0]["engine"] == f"native {loading.isa()} (the fastest for this model)"
 
 
 @pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
@@ -514,9 +514,57 @@ def test_training_by_name_is_training_by_autograd(rows, engine, activation):
     logs = {}
     for name in (engine.name, "autograd"):
         logs[name] = trainer(rows, ACTIVATIONS[activation], engine=name, **settings).fit()
-        assert logs[name][0]["engine"] == f"{name} (asked for)"
+        said = f"{name} {loading.isa()}" if name == "native" else name
+        assert logs[name][0]["engine"] == f"{said} (asked for)"
     ours, truth = logs.values()
     assert [record.keys() for record in ours] == [record.keys() for record in truth]
     for here, there in zip(ours[1:], truth[1:], strict=True):
         for name in here.keys() & {"loss", "l0", "mse", "auxk", "l0_penalty", "dead", "validation/loss"}:
             assert here[name] == pytest.approx(there[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+@needs_native
+def test_a_run_resumed_with_another_engine_says_so_in_its_log(rows, tmp_path, capsys):
+    class Cut(Exception):
+        pass
+
+    def run(engine, stop=None, **kept):
+        model = ff.Autoencoder(rows.shape[1], 64, ff.TopK(4))
+        config = ff.TrainConfig(steps=20, batch_size=32, checkpoint_every=5, log_every=5, engine=engine)
+        trained = ff.Trainer(model, rows, config=config, folder=tmp_path, **kept)
+        if stop is None:
+            return trained.fit(resume=True)
+        step = trained.engine.step
+
+        def cut(batch, state):
+            if state.step == stop:
+                raise Cut
+            return step(batch, state)
+
+        trained.engine.step = cut
+        with pytest.raises(Cut):
+            trained.fit(resume=True)
+        return trained
+
+    run("auto", stop=7, progress=False)
+    run("auto", stop=12, progress=False)
+    lines = run("autograd")
+    native = f"native {loading.isa()} (the fastest for this model)"
+    said = [(line["step"], line["engine"]) for line in lines if "engine" in line]
+    assert said == [(0, native), (10, "autograd (asked for)")]
+    assert f"from step 10 on the engine is autograd (asked for); before, it was {native}" in capsys.readouterr().err
+    finished = run("fused", progress=False)
+    assert [line for line in finished if "engine" in line] == [line for line in lines if "engine" in line]
+
+
+@pytest.mark.filterwarnings("ignore::fewfire.SparsityWarning")
+@each_engine
+def test_a_weight_that_nobody_read_and_that_is_not_finite_is_named(rows, engine):
+    """A decoder row of a latent that never fires takes part in no sum."""
+    model = ff.Autoencoder(rows.shape[1], 64, ff.TopK(4))
+    model.encoder.b_enc.data[17] = -1e6
+    model.decoder.W_dec.data[17, 2] = math.nan
+    config = ff.TrainConfig(steps=3, batch_size=32, engine=engine.name)
+    with pytest.raises(ff.TrainingError, match=r"not finite after step 3 \(decoder.W_dec\[17, \d+\] is nan\)"):
+        ff.Trainer(model, rows, config=config, progress=False).fit()

@@ -621,7 +621,7 @@ def test_the_last_step_is_looked_at_too(rows, on_nonfinite, tmp_path):
         step(batch, state),
         trainer.model.encoder.W_enc.data.fill_(math.inf),
     )[0]
-    with pytest.raises(ff.TrainingError, match=r"weights are not finite after step 1; lower the learning rate"):
+    with pytest.raises(ff.TrainingError, match=r"not finite after step 1 \(encoder.W_enc\[0, 0\] is inf\); lower"):
         trainer.fit()
 
 

@@ -77,12 +77,17 @@ def draw(path: Path, panels: dict[str, Curves]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(9, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(9, 3.8), layout="constrained", sharey=True)
     for axis, (label, curves) in zip(axes, panels.items(), strict=True):
         for name, curve in curves.items():
             style = {"color": "0.6", "linestyle": ":"} if name == Product.name else {"marker": "o", "markersize": 3}
             axis.loglog(list(curve), list(curve.values()), label=name, **style)
         axis.set_xlabel(label)
+        axis.set_xticks(shown := [*next(iter(curves.values()))][::2], [f"{at:,}" for at in shown])
+        axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.grid(color="0.92", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("CPU microseconds a row, one step")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)

@@ -93,7 +93,7 @@ def lift_dead(model: Autoencoder, dead: Tensor, lr: float) -> None:
     use without a loss in Wang et al. 2024, "Auxiliary-loss-free load balancing", for latents that get nothing at all.
     Only what is learned moves, so that training can take it back.
     """
-    if not dead.any() or model.last_bias is None:
+    if model.last_bias is None or not dead.any():
         return
     threshold = getattr(model.activation, "threshold", None) if "threshold" in model.activation.gives else None
     sinks = dead & (threshold > 0) if threshold is not None else torch.zeros_like(dead)

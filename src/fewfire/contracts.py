@@ -100,6 +100,17 @@ class SparseCodes(NamedTuple):
     values: Tensor
     """(B, K)"""
 
+    def to_scipy(self, n_latents: int) -> Any:
+        """(B, n_latents) as a ``scipy.sparse.csr_array``, columns rising in each row."""
+        import scipy.sparse as sp  # here: a run has no need of it
+
+        values, indices = self.values.cpu(), self.indices.cpu()
+        there = values != 0
+        start = np.concatenate([[0], there.sum(1).cumsum(0).numpy()])
+        codes = sp.csr_array((values[there].numpy(), indices[there].numpy(), start), shape=(len(values), n_latents))
+        codes.sort_indices()
+        return codes
+
 
 @dataclass
 class TrainState:
@@ -124,6 +135,11 @@ class TrainState:
     def dead(self) -> Tensor:
         """(L,) bool."""
         return self.since_fired >= self.dead_after
+
+    @property
+    def any_dead(self) -> bool:
+        """Whether a latent is dead: asked at every step, and seldom so."""
+        return int(self.since_fired.max()) >= self.dead_after
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ class Activation(Named, nn.Module):
     def commit(self, out: ForwardOutput, state: TrainState) -> None:
         """Update buffers, once the step that produced ``out`` is known to be sound."""
 
+    def settle(self, pre_acts: Tensor) -> None:
+        """After the last step, set what training knew only in passing: from pre-activations (B, P) of some rows."""
+
     def find(self, kernels: Kernels, x_in: Tensor, n_latents: int) -> None:
         """Leave the codes of rows (B, D), as at inference, in kernels that hold the encoder's weights.
 

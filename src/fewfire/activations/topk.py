@@ -72,8 +72,9 @@ class TopK(Activation):
 class BatchTopK(Activation):
     """The ``k * B`` largest positive pre-activations of a batch of B rows: k per row on average, more where needed.
 
-    Bussmann, Leask & Nanda 2024, "BatchTopK sparse autoencoders". At inference a latent fires above the threshold
-    that the batches had on average in training: a row's codes never depend on its neighbours.
+    Bussmann, Leask & Nanda 2024, "BatchTopK sparse autoencoders". At inference a latent fires above one threshold: a
+    row's codes never depend on its neighbours. During training it is what the last batches had on average; when
+    training ends, what lets k fire on training rows.
 
     Parameters
     ----------
@@ -125,9 +126,13 @@ class BatchTopK(Activation):
         self.learn_threshold(self._lowest(out.pre_acts.relu()))
 
     def learn_threshold(self, lowest: Tensor) -> None:
-        """Average what latents had to exceed: over half of the batches at first, over about a hundred later."""
+        """Average what latents had to exceed: over half of the batches at first, over about twenty later."""
         self.seen += 1
-        self.threshold.lerp_(lowest.to(self.threshold), max(2 / (1 + int(self.seen)), 0.01))
+        self.threshold.lerp_(lowest.to(self.threshold), max(2 / (1 + int(self.seen)), 0.05))
+
+    def settle(self, pre_acts: Tensor) -> None:
+        """The average lags behind weights that move: once they rest, rows tell the threshold itself."""
+        self.threshold.copy_(self._lowest(pre_acts.relu()))
 
     def derivative(self, pre_acts: Tensor) -> Tensor:
         return (pre_acts.relu() > self.threshold).to(pre_acts.dtype)

@@ -16,7 +16,7 @@ ENGINES: tuple[type[Engine], ...] = (NativeEngine, FusedEngine, DenseEngine, Aut
 
 
 def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
-    """The first engine that takes the job, and a sentence that says which and why.
+    """The first engine that takes the job, and a sentence that says which, with what instructions, and why.
 
     Raises
     ------
@@ -34,7 +34,8 @@ def choose(job: Job, name: str = "auto") -> tuple[Engine, str]:
         if refusal is None:
             first = "takes any model" if engine is AutogradEngine else "the fastest for this model"
             why = "asked for" if name != "auto" else "; ".join(refusals) or first
-            return engine(job), f"{engine.name} ({why})"
+            made = engine(job)
+            return made, f"{getattr(made, 'said', engine.name)} ({why})"
         refusals.append(f"{engine.name}: {refusal}")
     if name != "auto":
         raise ValueError(f"the engine asked for does not take this job. {refusals[0]}; leave engine at auto")

@@ -370,7 +370,7 @@ def _weight_decay(asked: _Asked, term: WeightDecay) -> Tensor:
 
 
 def _auxk(asked: _Asked, term: AuxK) -> Tensor:
-    if int(asked.state.since_fired.max()) < asked.state.dead_after:
+    if not asked.state.any_dead:
         return asked.out.recon.new_zeros(())
     return _by_autograd(asked, term)
 

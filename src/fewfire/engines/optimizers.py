@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -44,10 +44,12 @@ class Adam:
         self.betas = betas
         self.eps = eps
         # torch counts steps in float32 beside each parameter; a parameter without a gradient is not stepped
+        device = next((p.device for p in parameters.values()), None)
+        self._steps = torch.zeros(len(parameters), dtype=torch.float32, device=device)
         self.moments: dict[str, dict[str, Tensor]] = {
             "exp_avg": {n: torch.zeros_like(p) for n, p in parameters.items()},
             "exp_avg_sq": {n: torch.zeros_like(p) for n, p in parameters.items()},
-            "step": {n: torch.zeros((), dtype=torch.float32, device=p.device) for n, p in parameters.items()},
+            "step": dict(zip(parameters, self._steps.unbind(), strict=True)),
         }
 
     def step(self, lr: float, loss: Tensor, evaluate: Callable[[], Tensor]) -> None:
@@ -59,7 +61,7 @@ class Adam:
     def move(self, gradients: Mapping[str, Tensor], lr: float) -> None:
         """One step of the parameters that have a gradient here."""
         average, square, steps = ([by_name[n] for n in gradients] for by_name in self.moments.values())
-        torch._foreach_add_(steps, 1)
+        self.count(gradients)
         torch._fused_adam_(
             [self.parameters[n] for n in gradients],
             list(gradients.values()),
@@ -75,6 +77,14 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
+
+    def count(self, names: Collection[str]) -> None:
+        """Another step of these parameters."""
+        if len(names) == len(self.parameters):
+            self._steps.add_(1)
+            return
+        for name in names:
+            self.moments["step"][name].add_(1)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{kind}.{name}": t for kind, by_name in self.moments.items() for name, t in by_name.items()}

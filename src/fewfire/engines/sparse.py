@@ -39,7 +39,7 @@ FEW_DEAD = 8
 """times as many dead latents as AuxK takes of each row; beyond, codes of them are worth their while"""
 SMALL_PRODUCT = 1 << 24
 """multiplications, below which the calls around a product take longer than it"""
-CROWDED = 0.08
+CROWDED = 0.2
 """share of latents that fire, beyond which codes are not worth their while"""
 
 
@@ -171,7 +171,7 @@ class SparseEngine:
     def _revive(self, outcome: Outcome, state: TrainState, x_in: Tensor, x: Tensor) -> tuple[float, float]:
         """(what AuxK leaves over, no entry of a gradient is larger)."""
         term = next((term for term in self.terms.values() if type(term) is AuxK), None)
-        if term is None or int(state.since_fired.max()) < state.dead_after:
+        if term is None or not state.any_dead:
             return 0.0, outcome.largest
         dead = state.dead.nonzero().squeeze(1).to(torch.int32)
         k = min(term.k_aux or max(1, x.shape[1] // 2), len(dead))
@@ -227,9 +227,9 @@ class SparseEngine:
 
     def _move(self, factor: float, lr: float) -> None:
         adam = self.optimizer
-        steps = [adam.moments["step"][name] for name in NAMES]
-        torch._foreach_add_(steps, 1)
-        numbers = AdamStep(self.average, self.square, tuple(map(float, steps)), lr, *adam.betas, adam.eps)
+        adam.count(NAMES)
+        steps = tuple(float(adam.moments["step"][name]) for name in NAMES)
+        numbers = AdamStep(self.average, self.square, steps, lr, *adam.betas, adam.eps)
         self.kernels.update(numbers, factor, self.threshold_gradient)
         if self.threshold_gradient is not None:
             adam.move({THRESHOLD: self.threshold_gradient}, lr)
@@ -246,6 +246,11 @@ class NativeEngine(SparseEngine):
 
     name = "native"
     make_kernels = NativeKernels
+
+    @property
+    def said(self) -> str:
+        """The name, and the instructions used."""
+        return f"{self.name} {self.kernels.isa}"  # type: ignore[attr-defined]
 
     @classmethod
     def refuses(cls, job: Job) -> str | None:

@@ -41,6 +41,9 @@ class StreamTrainer(Trainer):
 
     started = True  # by building.start, at the first call
 
+    def _settle(self) -> None:  # a call may bring a handful of rows: the average over many says more
+        pass
+
     def _finish(self) -> None:
         pass
 

@@ -34,8 +34,7 @@ def why_not() -> str:
 
 def choices() -> tuple[str, ...]:
     """What this library has and this processor runs, the best first; the last is always none."""
-    found = _load(LIBRARY, CSRC)[0]
-    return (*(name for name in ISAS if found is not None and found.fewfire_supports(name.encode())), "none")
+    return _choices(LIBRARY, CSRC)
 
 
 def isa() -> str:
@@ -56,7 +55,13 @@ def isa() -> str:
 
 
 def _asked() -> str:
-    return os.environ.get("FEWFIRE_ISA", "")
+    return os.environ.get("FEWFIRE_ISA", "").strip().lower()
+
+
+@lru_cache
+def _choices(path: Path, csrc: Path) -> tuple[str, ...]:
+    found = _load(path, csrc)[0]
+    return (*(name for name in ISAS if found is not None and found.fewfire_supports(name.encode())), "none")
 
 
 @lru_cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from ctypes import byref, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import addressof, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
@@ -134,6 +134,7 @@ class NativeKernels:
         weakref.finalize(self, self._call["free"], self._at)
         self._kept: tuple[Any, ...] = ()
         self._packed: tuple[Tensor, Tensor] | None = None
+        self._n = self._width = 0
         self._weights: Weights | None = None
         self._average: tuple[Tensor, ...] = ()
 
@@ -147,24 +148,17 @@ class NativeKernels:
         n, d = W_enc.shape
         pointers = _pointer(W_enc, (n, d)), _pointer(b_enc, (n,))
         self._packed = (W_enc, b_enc)  # the library reads them again, for exact products
+        self._n, self._width = n, d
         self._run("pack", *pointers, n, d, self.round_to_bytes, _threads())
 
     def largest(self, x: Tensor, k: int) -> None:
-        self._run("largest", _pointer(x, (len(x), self._width)), len(x), k, _threads())
-        self._rows = len(x)
+        self._rows = x.shape[0]
+        self._run("largest", _pointer(x, (self._rows, self._width)), self._rows, k, _threads())
 
     def above(self, x: Tensor, thresholds: Tensor) -> None:
-        at, where = _pointer(x, (len(x), self._width)), _pointer(thresholds, (self._n,))
-        self._run("above", at, len(x), where, _threads())
-        self._rows = len(x)
-
-    @property
-    def _n(self) -> int:
-        return 0 if self._packed is None else len(self._packed[1])
-
-    @property
-    def _width(self) -> int:
-        return 0 if self._packed is None else self._packed[0].shape[1]
+        self._rows = x.shape[0]
+        at, where = _pointer(x, (self._rows, self._width)), _pointer(thresholds, (self._n,))
+        self._run("above", at, self._rows, where, _threads())
 
     def keep(self, n: int) -> float | None:
         lowest = c_float()
@@ -197,19 +191,12 @@ class NativeKernels:
         n_rows = self._rows
         batch = _Batch(n_rows, _pointer(x_in, (n_rows, model.d_in)), _pointer(x, (n_rows, model.d_out)))
         n_prefixes = len(loss.prefixes)
-        prefixes, slopes = (c_int32 * n_prefixes)(*loss.prefixes), (c_float * n_prefixes)(*loss.slopes)
         if model.n != self._n or model.d_in != self._width or loss.prefixes[-1] != model.n:
             raise ValueError(f"expected weights and prefixes of the {self._n} latents that were packed")
+        prefixes, slopes = (c_int32 * n_prefixes)(*loss.prefixes), (c_float * n_prefixes)(*loss.slopes)
         threshold = None if loss.threshold is None else _pointer(loss.threshold, (model.n,))
-        objective = _Loss(
-            n_prefixes,
-            ctypes.cast(prefixes, c_void_p),
-            ctypes.cast(slopes, c_void_p),
-            loss.l1,
-            threshold,
-            loss.width,
-            loss.step_slope,
-        )
+        beginnings = addressof(prefixes), addressof(slopes)
+        objective = _Loss(n_prefixes, *beginnings, loss.l1, threshold, loss.width, loss.step_slope)
         # the calls that follow read all of this again
         self._kept = (weights, x_in, x, loss, prefixes, slopes)
         self._given = (byref(model), byref(batch), byref(objective))

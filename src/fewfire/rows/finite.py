@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,7 +42,7 @@ def check_finite(x: Tensor, what: str = "x", numbers: Tensor | None = None, colu
 
 def all_finite(x: Tensor) -> bool:
     """Whether no value is NaN or infinity. Their sum says it twenty times as fast, unless it overflows."""
-    return bool(x.sum().isfinite()) or bool(torch.isfinite(x).all())
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def place(row: int, column: int, row_shape: tuple[int, ...], columns: Sequence[str] = ()) -> str:

@@ -15,11 +15,14 @@ from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
 from fewfire.conversion import is_foreign, open_foreign
 from fewfire.disk import LOCK, atomic_write, is_temporary, locked, sweep
+from fewfire.engines import FusedEngine
+from fewfire.kernels import native_missing
 from fewfire.runs.building import make_trainer, open_like, provenance, resolved
 from fewfire.runs.config import DataConfig, RunConfig, load_config
 from fewfire.runs.plain_yaml import dump_yaml
 from fewfire.sources import KINDS, open_source
 from fewfire.tracking import read_metrics
+from fewfire.trainer import Trainer, say
 
 __all__ = ["Run", "make_trainer", "open_run", "train"]
 
@@ -164,12 +167,22 @@ def train(config: RunConfig, out: str | Path, *, resume: bool = False, progress:
         if not _checkpoints(out):
             atomic_write(out / "config.yaml", dump_yaml(settled.model_dump(mode="json")))
         trainer.fit(resume=resume)
+        if trainer.speaks and (slow := _why_slow(trainer)) is not None:
+            say(slow)
         # Only now: had the resume been refused, the old one would still hold. It may have taken over the threads.
         settled = settled.model_copy(update={"train": trainer.config})
         atomic_write(out / "config.yaml", dump_yaml(settled.model_dump(mode="json")))
         sweep(out / "model")
         files.save(trainer.model, out / "model", provenance=provenance(trainer, given))
     return open_run(out)
+
+
+def _why_slow(trainer: Trainer) -> str | None:
+    """A sentence where compiled kernels would have trained this model, and there are none."""
+    missing = native_missing()
+    if missing is None or trainer.config.engine != "auto" or FusedEngine.refuses(trainer.job) is not None:
+        return None
+    return f"compiled kernels would take a half to a quarter of the time, and there are none: {missing}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from fewfire.trainer.complaints import complaint
 from fewfire.trainer.config import TrainConfig
 from fewfire.trainer.loop import SparsityWarning, Trainer, TrainingError
+from fewfire.trainer.progress import say
 from fewfire.trainer.signals import Interrupted
 from fewfire.trainer.starting import start_activation, start_sparse
 
@@ -13,6 +14,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "complaint",
+    "say",
     "start_activation",
     "start_sparse",
 ]

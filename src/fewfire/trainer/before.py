@@ -20,11 +20,11 @@ from fewfire.trainer.starting import start_activation, start_dictionary
 if TYPE_CHECKING:
     from fewfire.trainer.loop import Trainer
 
-__all__ = ["NOTHING_TRAINED", "check_held_out", "fit_preprocess", "start_biases"]
+__all__ = ["NOTHING_TRAINED", "check_held_out", "fit_preprocess", "some_rows", "start_biases"]
 
 NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 ROWS_AT_ONCE = 8192
-START_ROWS, START_VALUES = 1024, 1 << 24
+SOME_ROWS, SOME_VALUES = 1024, 1 << 24
 """at least so many rows, and beyond them as many as make so many pre-activations"""
 ENDLESS_ROWS = 1 << 18
 """of a source without end, so many stand for all"""
@@ -66,15 +66,20 @@ def check_held_out(trainer: Trainer) -> None:
 
 def start_biases(trainer: Trainer) -> None:
     """The dictionary's middle and the activation's thresholds, from some rows."""
-    source, config, model = trainer.source, trainer.config, trainer.model
-    n_rows = max(START_ROWS, min(ROWS_AT_ONCE, START_VALUES // math.prod(model.latent_shape)))
-    bias = model.last_bias
+    model, bias = trainer.model, trainer.model.last_bias
     trained = bias is not None and bool(bias.any())  # a model that is trained further keeps what it has learned
-    rows = source.batches(min(n_rows, source.n_rows or n_rows), seed=config.seed)
-    some = trainer._prepare(finite_rows(next(iter(rows))))
+    some = trainer._prepare(some_rows(trainer))
     if len(some.rows):
         start_dictionary(model, some.x_in, some.x)
-        start_activation(model, trainer.terms.values(), some.x_in, None if trained else config.target_l0)
+        start_activation(model, trainer.terms.values(), some.x_in, None if trained else trainer.config.target_l0)
+
+
+def some_rows(trainer: Trainer) -> Batch:
+    """Training rows, drawn by the seed and as they come from the source; of these, the finite ones."""
+    source = trainer.source
+    n_rows = max(SOME_ROWS, min(ROWS_AT_ONCE, SOME_VALUES // math.prod(trainer.model.latent_shape)))
+    batches = source.batches(min(n_rows, source.n_rows or n_rows), seed=trainer.config.seed)
+    return finite_rows(next(iter(batches)))
 
 
 def _usable(trainer: Trainer, x: Tensor, batch: Batch, what: str) -> Tensor:

@@ -19,19 +19,19 @@ from fewfire.contracts import Batch, Job, Layout, Source, StepReport, TrainState
 from fewfire.corruptions import Corruption
 from fewfire.disk import ModelFileError, locked
 from fewfire.engines import choose
-from fewfire.engines.autograd import labelled
 from fewfire.evaluation import Evaluation, finite_rows
 from fewfire.sources import open_source
-from fewfire.terms import MSE, AuxK, Term
+from fewfire.terms import AuxK, Term
 from fewfire.tracking import MetricsLog
 from fewfire.trainer import checkpoint, outcome
+from fewfire.trainer.after import not_finite, settle_activation
 from fewfire.trainer.before import check_held_out, fit_preprocess, start_biases
 from fewfire.trainer.config import TrainConfig
+from fewfire.trainer.objective import objective_of
 from fewfire.trainer.pretraining import check_layers, pretrain
 from fewfire.trainer.progress import make_progress, say
 from fewfire.trainer.refusals import (
     check_emphasis,
-    check_needs,
     check_range,
     check_source,
     check_validation,
@@ -122,9 +122,10 @@ class Trainer:
         if model.layout == Layout():
             model.layout = source.layout
         self.model = model.to(self.config.resolved_device(), self.config.parameter_dtype)
+        self._where = self.model.device, self.model.dtype
         self.source = source
         self.validation = validation
-        self.terms = _objective(model, terms)
+        self.terms = objective_of(model, terms)
         if self.config.pretrain_steps:
             check_layers(model)
         self.emphasis = check_emphasis(self.terms, self.config.schedules, corruption, source)
@@ -136,7 +137,7 @@ class Trainer:
 
         self.steps_per_epoch = math.ceil(source.n_rows / self.batch_size) if source.n_rows else None
         self.full_batch = self.steps_per_epoch == 1
-        job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
+        self.job = job = Job(model, tuple(self.terms.values()), self.config.optimizer_settings(), self.config.dtype)
         self.engine, self.engine_reason = choose(job, self.config.engine)
         self.lifts = self._lifts()
         """whether the biases of dead latents rise between steps"""
@@ -269,8 +270,13 @@ class Trainer:
             raise TrainingError(f"none of {self.skipped} steps was finite, nothing was learned; check the data for NaN")
         if self.best.weights:
             self.model.load_state_dict(self.best.weights)
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            raise TrainingError(f"the weights are not finite after step {self.state.step:,}; {self._slower()}")
+        if (where := not_finite(self.model)) is not None:
+            step = f"after step {self.state.step:,} ({where})"
+            raise TrainingError(f"the weights are not finite {step}; {self._slower()}")
+        self._settle()
+
+    def _settle(self) -> None:
+        settle_activation(self)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches in model space from where the state stands to the end of training."""
@@ -302,9 +308,7 @@ class Trainer:
         ``noise``: what the corruption is drawn from, besides the seed. Asked again with the same key, it says what it
         chose; of pairs, what differs was chosen.
         """
-        model = self.model
-        first = next(model.encoder.parameters())  # asked once: this is done at every step
-        device, dtype = first.device, first.dtype
+        model, device, dtype = self.model, *self._where
         paired = batch.x is not batch.x_in or model.preprocess_out is not None
         clean = model.to_model_space(batch.x_in.to(device)).to(dtype)
         x = model.target_to_model_space(batch.x.to(device)).to(dtype) if paired else clean
@@ -326,7 +330,7 @@ class Trainer:
             state.samples += n_rows
             if self.steering is not None:
                 self.steering.after(report, batch, state)
-            if self.lifts:
+            if self.lifts and state.any_dead:
                 lift_dead(self.model, state.dead, cast(float, self.config.learning_rate))
         elif self.config.on_nonfinite == "stop":
             columns = self.source.layout.columns
@@ -422,6 +426,7 @@ class Trainer:
         self._log = MetricsLog(self.folder, resume=resumed)
         if resumed:
             self._log.truncate_after(self.state.step)
+            self._log_engine_if_new()
             return
         self._log.log(
             0,
@@ -432,6 +437,15 @@ class Trainer:
                 "rows": self.source.n_rows,
             },
         )
+
+    def _log_engine_if_new(self) -> None:
+        """Resumed with another, a run has other last digits; with the same, it leaves the log as it would have been."""
+        before = next((line["engine"] for line in reversed(self._log.history) if "engine" in line), "")
+        if self._over() or before.partition(" (")[0] == self.engine_reason.partition(" (")[0]:
+            return
+        self._log.log(self.state.step, {"engine": self.engine_reason})
+        if self.speaks:
+            say(f"from step {self.state.step:,} on the engine is {self.engine_reason}; before, it was {before}")
 
     def _write_log(self, batch: Batch, report: StepReport, speed: float) -> None:
         scalars = {name: float(value) for name, value in report.scalars.items()}
@@ -483,18 +497,3 @@ class Trainer:
         if self.state.step:  # the run may be over: leave the values of its last step
             self.schedules.apply(self._done(self.state.step - 1))
         return True
-
-
-def _objective(model: Autoencoder, terms: Sequence[Term] | None) -> dict[str, Term]:
-    """The terms by label, or those that usually go with the model; refused where it lacks what they need."""
-    objective = labelled(tuple(terms if terms is not None else _default_terms(model)))
-    if not objective:
-        raise ValueError("nothing to lower: expected at least one term, such as mse, in the objective; got none")
-    for term in objective.values():
-        check_needs(term, model)
-    return objective
-
-
-def _default_terms(model: Autoencoder) -> list[Term]:
-    """Squared error, and what usually goes with the activation as far as this model gives what it needs."""
-    return [MSE(), *(term for term in model.activation.default_terms() if term.needs <= model.gives)]

@@ -20,13 +20,13 @@ MISSED = 1.25
 
 def describe(trainer: Trainer) -> str:
     """One sentence."""
-    s = trainer.summary
+    s, engine = trainer.summary, trainer.engine_reason.partition(" (")[0]
     skipped = f"; {trainer.skipped} steps were not finite and were skipped" if trainer.skipped else ""
     per_column = 1 - s["fvu_columns"]  # one column of large scale can hold nearly all of the variance
     apart = abs(per_column - s["explained_variance"]) > 0.1
     each = f" ({per_column:.1%} of an average column's)" if apart else ""
     return (
-        f"{trainer.state.step:,} steps in {trainer.seconds:.1f} s: "
+        f"{trainer.state.step:,} steps in {trainer.seconds:.1f} s, engine {engine}: "
         f"{s['explained_variance']:.1%} of variance explained{each}, "
         f"mean activation {s['mean_activation']:.3g}, {_firing(trainer.model.activation, s)}{skipped}"
     )

@@ -75,8 +75,10 @@ struct Selection {
 };
 
 inline int count_at_least(const float* v, int n, float t) {
+  ivec counts{};
+  for (int i = 0; i < n; i += LANES) counts -= load(v + i) >= splat(t);  // true is minus 1
   int count = 0;
-  for (int i = 0; i < n; i += LANES) count += __builtin_popcount(at_least(load(v + i), splat(t)));
+  for (int i = 0; i < LANES; i++) count += counts[i];
   return count;
 }
 
@@ -123,6 +125,7 @@ struct Row {
   bool zero;  // all of the row is 0
 
   float exact(int latent) {
+    if (encoder.narrow) return z[latent];
     if (s.stamp[latent] == s.row_stamp) return s.known[latent];
     float value = zero ? encoder.bias[latent] : encoder.exact(x, latent);
     float bound = by_norm * encoder.norm[latent] + by_error * encoder.error[latent];
@@ -160,6 +163,7 @@ struct Row {
   void make_exact() {
     constexpr int AHEAD = 12;
     Entries& found = s.found;
+    if (encoder.narrow) return;
     for (int i = 0; i < std::min(AHEAD, found.n); i++) prefetch(encoder.weights_of(found.latent[i]), encoder.d);
     for (int i = 0; i < found.n; i++) {
       if (i + AHEAD < found.n) prefetch(encoder.weights_of(found.latent[i + AHEAD]), encoder.d);
@@ -176,10 +180,24 @@ struct Row {
     found.n = n;
   }
 
+  // The last of the least.
+  void drop_least() {
+    Entries& found = s.found;
+    int least = 0;
+    for (int i = 1; i < found.n; i++) least = found.z[i] <= found.z[least] ? i : least;
+    std::copy(&found.z[least + 1], &found.z[found.n], &found.z[least]);
+    std::copy(&found.latent[least + 1], &found.latent[found.n], &found.latent[least]);
+    found.n--;
+  }
+
   // The k largest; of equals, the first latents.
   void keep_largest(int k) {
+    constexpr int FEW = 8;
     Entries& found = s.found;
-    if (found.n <= k) return;
+    if (found.n - k <= FEW) {  // to take the least away, one by one, is faster than to sort
+      while (found.n > k) drop_least();
+      return;
+    }
     s.values.assign(found.z.begin(), found.z.begin() + found.n);
     std::nth_element(s.values.begin(), s.values.begin() + (k - 1), s.values.end(), std::greater<float>());
     float least = s.values[k - 1];

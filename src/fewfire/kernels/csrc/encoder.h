@@ -3,7 +3,8 @@
 // Weights are copied once a step into panels of PANEL latents, in the order in which the product reads them. Where the
 // processor multiplies bytes (VNNI), rows and weights are rounded to 8 bits with one scale each, which is four times as
 // fast as float32. What decides is never this product: whoever asks takes the entries that may matter, by the bound
-// below, and computes those again with `exact`.
+// below, and computes those again with `exact`. Of few columns the product is exact itself: it is never of bytes, and
+// sums in the order of the columns, whatever the batch.
 //
 // The bound. With x' and w' the rounded row and weights, z - z' = (x - x') w + x' (w - w'). To every column belong two
 // fixed numbers from a half below 0 to a half above, drawn once: a row's numbers are rounded after one is added, which
@@ -78,6 +79,7 @@ class Encoder {
  public:
   int n = 0, d = 0, n_padded = 0, d_padded = 0;
   bool bytes = false;
+  bool narrow = false;  // so few columns that the product is the truth
   bool finite = true;
   float largest_norm = 0.0f;
   const float *weights = nullptr, *bias = nullptr;
@@ -88,7 +90,8 @@ class Encoder {
     n = new_n, d = new_d, weights = new_weights, bias = new_bias;
     n_padded = (n + PANEL - 1) / PANEL * PANEL;
     d_padded = (d + 15) / 16 * 16;
-    bytes = HAS_BYTES && allow_bytes && d >= FEWEST_FOR_BYTES && d <= MOST_FOR_BYTES;
+    narrow = d < FEWEST_FOR_BYTES;
+    bytes = HAS_BYTES && allow_bytes && !narrow && d <= MOST_FOR_BYTES;
     norm.assign(n_padded, 0.0f), error.assign(n_padded, 0.0f);
     biases.assign(n_padded, -INF);
     std::copy(bias, bias + n, biases.begin());
@@ -126,7 +129,8 @@ class Encoder {
     for (int r = 0; r < n_rows; r++) {
       Rounded row = bytes ? round_row(x + (size_t)r * d, &rows.bytes[(size_t)r * d_padded]) : measure(x + (size_t)r * d);
       rows.norm[r] = row.norm, rows.scale[r] = row.scale, rows.shift[r] = row.shift, rows.finite[r] = row.finite;
-      rows.by_norm[r] = row.error + row.norm * (d * ROUNDING);  // the sums of `exact` and of this product round as well
+      // the sums of `exact` and of this product round as well
+      rows.by_norm[r] = narrow ? 0.0f : row.error + row.norm * (d * ROUNDING);
       rows.by_error[r] = bytes ? row.norm : 0.0f;
     }
   }

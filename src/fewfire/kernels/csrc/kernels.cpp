@@ -178,13 +178,15 @@ EXPORT(int, reconstruct)(void* workspace, const fewfire_model* m, const fewfire_
     c.used = true, w.revival.used = false, w.more.slot.clear();
     c.errors.shape(batch->rows, loss->n_prefixes, m->d_out);
     c.largest.assign(batch->rows, 0.0), c.value = c.codes.z;
-    *active = 0, *total = 0;
+    int64_t count = 0;  // in registers: through the pointers, every addition would wait for the one before
+    double sum = 0;
     std::fill(fired, fired + m->n, 0);
     for (int64_t i = 0; i < c.codes.size(); i++) {
       int l = c.codes.latent[i];
       if (loss->threshold && !(c.value[i] > loss->threshold[l])) c.value[i] = 0.0f;
-      if (c.value[i] > 0) fired[l] = 1, ++*active, *total += c.value[i];
+      if (c.value[i] > 0) fired[l] = 1, count++, sum += c.value[i];
     }
+    *active = count, *total = sum;
     parallel(threads, pieces(batch->rows, ROWS_AT_ONCE), [&](int64_t b, int) {
       for (int r = (int)b * ROWS_AT_ONCE; r < std::min<int64_t>(batch->rows, (b + 1) * ROWS_AT_ONCE); r++)
         reconstruct_row(*m, *loss, batch->x + (size_t)r * m->d_out, r, c);

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int ROWS_AT_ONCE = 32;     // rows of a batch that a thread takes
 constexpr int LATENTS_AT_ONCE = 64;  // latents
-constexpr int BLOCK = 8 * LANES;     // columns of a sum of rows that stay in registers
 
 // Gradients of the loss by the reconstructions, as every latent meets them: (rows, prefixes, d).
 struct Errors {
@@ -70,17 +69,25 @@ struct ByLatent {
   }
 };
 
-// out (d,) = sum over j of factor[j] * rows[j], the sums in registers.
-inline void sum_rows(const float* factor, const float* const* rows, int64_t n, float* out, int d) {
-  int i = 0;
-  for (; i + BLOCK <= d; i += BLOCK) {
-    vec s[8]{};
+// Columns of sum_rows from i on, as many at once as VECTORS hold; where it stopped.
+template <int VECTORS>
+inline int sum_columns(const float* factor, const float* const* rows, int64_t n, float* out, int d, int i) {
+  for (; i + VECTORS * LANES <= d; i += VECTORS * LANES) {
+    vec s[VECTORS]{};
     for (int64_t j = 0; j < n; j++)
 #pragma GCC unroll 8
-      for (int u = 0; u < 8; u++) s[u] += factor[j] * load(rows[j] + i + u * LANES);
+      for (int u = 0; u < VECTORS; u++) s[u] += factor[j] * load(rows[j] + i + u * LANES);
 #pragma GCC unroll 8
-    for (int u = 0; u < 8; u++) store(out + i + u * LANES, s[u]);
+    for (int u = 0; u < VECTORS; u++) store(out + i + u * LANES, s[u]);
   }
+  return i;
+}
+
+// out (d,) = sum over j of factor[j] * rows[j], the sums in registers: side by side, for each waits for its last.
+inline void sum_rows(const float* factor, const float* const* rows, int64_t n, float* out, int d) {
+  int i = sum_columns<8>(factor, rows, n, out, d, 0);
+  i = sum_columns<4>(factor, rows, n, out, d, i);
+  i = sum_columns<2>(factor, rows, n, out, d, i);
   for_vectors(d - i, [&](int at, auto part) {
     vec s{};
     for (int64_t j = 0; j < n; j++) s += factor[j] * load(rows[j] + i + at, part);
@@ -188,22 +195,22 @@ struct More {
 struct Learner {
   std::vector<float> by_row, by_value, encoder, decoder;
   std::vector<const float*> rows, errors;
+  int64_t n;  // of these four: how many are this latent's
   float bias;
   double threshold;
   bool any;
 
   void gather(const fewfire_model& m, const fewfire_batch& batch, const fewfire_loss& loss, int latent,
               const Contribution* contributions[2], const More& more) {
-    by_row.clear(), by_value.clear(), rows.clear(), errors.clear();
-    bias = 0.0f, threshold = 0.0;
+    n = 0, bias = 0.0f, threshold = 0.0;
     for (int k = 0; k < 2; k++)
       if (contributions[k]->used) add(m, batch, loss, latent, *contributions[k], k == 0);
     int slot = more.of(latent);
-    any = !rows.empty() || slot >= 0;
+    any = n > 0 || slot >= 0;
     if (!any) return;
     encoder.resize(m.d_in), decoder.resize(m.d_out);
-    sum_rows(by_row.data(), rows.data(), (int64_t)rows.size(), encoder.data(), m.d_in);
-    sum_rows(by_value.data(), errors.data(), (int64_t)errors.size(), decoder.data(), m.d_out);
+    sum_rows(by_row.data(), rows.data(), n, encoder.data(), m.d_in);
+    sum_rows(by_value.data(), errors.data(), n, decoder.data(), m.d_out);
     if (slot >= 0) {
       add_scaled(1.0f, more.W_enc + (size_t)slot * m.d_in, encoder.data(), m.d_in);
       add_scaled(1.0f, more.W_dec + (size_t)slot * m.d_out, decoder.data(), m.d_out);
@@ -220,17 +227,24 @@ struct Learner {
            const Contribution& c, bool main) {
     int prefix = main ? prefix_of(loss, latent) : 0;
     float t = loss.threshold && main ? loss.threshold[latent] : 0.0f;
-    for (int64_t j = c.by_latent.start[latent]; j < c.by_latent.start[latent + 1]; j++) {
+    int64_t first = c.by_latent.start[latent], last = c.by_latent.start[latent + 1];
+    room(n + last - first);
+    for (int64_t j = first; j < last; j++) {
       int64_t i = c.by_latent.entry[j];
       float g = c.codes.gradient[i];
       if (loss.threshold && main && std::fabs(c.codes.z[i] - t) < loss.width / 2)
         threshold -= (t * g + loss.step_slope) / loss.width;
       if (!(c.value[i] > 0)) continue;  // within the window, not yet above the threshold
       int row = c.by_latent.row[j];
-      by_row.push_back(g), rows.push_back(batch.x_in + (size_t)row * m.d_in);
-      by_value.push_back(c.value[i]), errors.push_back(c.errors.of(row, prefix));
+      by_row[n] = g, rows[n] = batch.x_in + (size_t)row * m.d_in;
+      by_value[n] = c.value[i], errors[n++] = c.errors.of(row, prefix);
       bias += g;
     }
+  }
+
+  void room(int64_t most) {
+    if ((int64_t)rows.size() >= most) return;
+    by_row.resize(most), by_value.resize(most), rows.resize(most), errors.resize(most);
   }
 };
 
