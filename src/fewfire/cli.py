@@ -181,20 +181,29 @@ def score(
     data: DataArg,
     out: OutFile,
     threshold: Annotated[
-        float | None, typer.Option(help="A row above it is an anomaly. Default: 99 % of the training rows are below.")
+        float | None, typer.Option(help="A row above it is an anomaly. Default: by the scores of training rows.")
     ] = None,
+    by: Annotated[
+        str, typer.Option(help="detector, reconstruction, or auto: the detector where there can be one.")
+    ] = "auto",
     settings: DataOptions = None,
 ) -> None:
-    """Write how unusual every row is, and which columns make it so: .csv or .parquet."""
+    """Write how unusual every row is, and which columns make it so: .csv or .parquet.
+
+    By a detector, an ensemble of small autoencoders that learns what is usual from the run's own rows, seconds when it
+    is first asked for; or by the error of the run's model in reconstructing the row.
+    """
     from fewfire.outputs import check_not_input
     from fewfire.runs import data_options, open_run
+    from fewfire.runs.detecting import scorer
     from fewfire.scoring import write_scores
 
     check_not_input(data, out)
     opened = open_run(run)
     source = opened.source(data, data_options(settings or ()))
-    rows, anomalies = write_scores(opened.model, source, out, above=opened.threshold(threshold))
-    _say(f"{out}: {rows:,} rows, {anomalies:,} of them anomalies")
+    judge = scorer(opened, by, threshold)
+    rows, anomalies = write_scores(opened.model, source, out, above=judge.threshold, detector=judge.detector)
+    _say(f"{out}: {rows:,} rows, {anomalies:,} of them anomalies (above {judge.threshold:.4g}), {judge.how}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""How badly each row is reconstructed, and which columns are to blame: what ``fewfire score`` writes."""
+"""How unusual each row is, and which columns are to blame: what ``fewfire score`` writes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from fewfire.anomaly import Detector
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Layout, Source
 from fewfire.disk import atomic_writer
 from fewfire.rows import as_rows, check_finite
 
-__all__ = ["Scores", "score_rows", "threshold", "write_scores"]
+__all__ = ["Scores", "detect_rows", "score_rows", "threshold", "write_scores"]
 
 BATCH = 4096
 N_COLUMNS = 3
@@ -29,7 +30,8 @@ class Scores(NamedTuple):
     """Of B rows."""
 
     score: Tensor
-    """(B,) float64, mean squared error over the columns in model space: after ``standardize``, in units of variance"""
+    """(B,) float64, larger is more unusual. Of a detector, nats of surprisal; of a reconstruction, mean squared error
+    over the columns in model space, which is after ``standardize`` in units of variance"""
     share: Tensor
     """(B, D) float64, each column's share of its row's score; a row without error has shares of 0"""
 
@@ -66,6 +68,23 @@ def score_rows(model: Autoencoder, x: Any, target: Any = None) -> Scores:
     return Scores(squared.mean(1), squared / total.where(total > 0, 1.0))
 
 
+def detect_rows(detector: Detector, x: Any) -> Scores:
+    """How unusual a detector finds each row: (B, *any shape) in data space.
+
+    Raises
+    ------
+    ValueError
+        Rows do not have the detector's number of columns, or one holds NaN or infinity.
+    """
+    rows = as_rows(x).flatten(1).double()
+    if rows.shape[1] != detector.n_columns:
+        raise ValueError(f"expected rows of {detector.n_columns:,} columns, got {rows.shape[1]:,}")
+    check_finite(rows)
+    found = detector(rows, explain=True)
+    assert found.share is not None
+    return Scores(found.score, found.share)
+
+
 def threshold(model: Autoencoder, source: Source, *, quantile: float = 0.99, max_rows: int = 50_000) -> float:
     """The score that a share ``quantile`` of these rows stays below; NaN where no row is finite."""
     found: list[Tensor] = []
@@ -81,8 +100,12 @@ def threshold(model: Autoencoder, source: Source, *, quantile: float = 0.99, max
     return float(torch.quantile(scores, quantile)) if len(scores) else math.nan
 
 
-def write_scores(model: Autoencoder, source: Source, out: str | Path, *, above: float) -> tuple[int, int]:
+def write_scores(
+    model: Autoencoder, source: Source, out: str | Path, *, above: float, detector: Detector | None = None
+) -> tuple[int, int]:
     """Score every row, in order and in constant memory; returns (rows, anomalies).
+
+    By the detector, if there is one, else by the model's reconstruction.
 
     One line a row: ``row``, ``score``, ``is_anomaly`` (score above ``above``), then the columns that contribute most,
     ``column_1, share_1, ...``. Written as ``.csv`` or ``.parquet``.
@@ -102,7 +125,7 @@ def write_scores(model: Autoencoder, source: Source, out: str | Path, *, above: 
     n_rows = n_anomalies = 0
     writer: Any = None
     with atomic_writer(out) as file:
-        for table in _tables(model, source, names, above):
+        for table in _tables(model, detector, source, names, above):
             if writer is None:
                 writer = (pa_csv.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter)(file, table.schema)
             writer.write_table(table)
@@ -124,14 +147,16 @@ def column_names(layout: Layout, width: int) -> list[str]:
     return [f"x{i}" for i in range(width)]
 
 
-def _tables(model: Autoencoder, source: Source, names: list[str], above: float) -> Iterator[pa.Table]:
+def _tables(
+    model: Autoencoder, detector: Detector | None, source: Source, names: list[str], above: float
+) -> Iterator[pa.Table]:
     count = min(N_COLUMNS, len(names))
     labels = pa.array(names)
     for batch in source.batches(BATCH, shuffle=False):
         check_finite(batch.x_in, "the data", batch.rows, source.layout.columns)
         if batch.x is not batch.x_in:
             check_finite(batch.x, "the target", batch.rows)
-        scores = score_rows(model, batch.x_in, batch.x)
+        scores = score_rows(model, batch.x_in, batch.x) if detector is None else detect_rows(detector, batch.x_in)
         top = scores.share.topk(count, dim=1)
         columns: dict[str, Any] = {
             "row": batch.rows.numpy(),

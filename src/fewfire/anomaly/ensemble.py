@@ -43,7 +43,7 @@ class Ensemble(Part, name="ensemble"):
         view: Sequence[str] = ("standard", "asinh"),
         members: int = 16,
         hidden: int = 64,
-        steps: int = 250,
+        steps: int = 200,
         batch_size: int = 64,
     ) -> None:
         self.view = view

@@ -19,6 +19,7 @@ from fewfire import plot
 from fewfire._version import __version__
 from fewfire.contracts import Source
 from fewfire.report import METRICS, charts, words
+from fewfire.report.anomalies import Anomalies, anomalies
 from fewfire.report.gallery import TILE, Gallery, tile_size
 from fewfire.report.gather import N_TOP, Example, Gathered, gather
 from fewfire.report.labels import Clouds, clouds
@@ -45,7 +46,7 @@ def render(run: Run, source: Source) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "short": charts.short, "by": words.by}
+    environment.filters |= {"percent": words.percent, "short": charts.short, "brief": brief, "by": words.by}
     page = Page(run, source, gather(run.model, source))
     return environment.get_template("template.html.jinja").render(page=page, version=__version__).encode()
 
@@ -232,6 +233,11 @@ class Page:
         """Rows as dots, coloured by label, where the data have labels."""
         return clouds(self.model, self.source)
 
+    @cached_property
+    def anomalies(self) -> Anomalies | None:
+        """What the run's detector finds, where it has one."""
+        return anomalies(self.run, self.source)
+
     # --------------------------------------------------------------------------------- training and the rest
 
     @property
@@ -300,6 +306,11 @@ def png(picture: npt.NDArray[np.float64], max_side: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def brief(value: float) -> str:
+    """Two significant digits, all of a whole number's: for a value beside its usual one."""
+    return charts.short(value if value == round(value) else float(f"{value:.2g}"))
 
 
 def duration(seconds: float) -> str:
