@@ -60,8 +60,8 @@ class BatchPortion:
         self._documents: list[Tensor] = []
         self._positions: list[Tensor] = []
         self._mask: Tensor | None = None
-        self._places: tuple[Tensor, Tensor] | None = None
-        self._units = self.n_inputs = self.n_rows = 0
+        self._is_new = False
+        self._units = self._before = self.n_inputs = self.n_rows = 0
 
     def __iter__(self) -> Iterator[Any]:
         while self._n_bytes() < self._settings.shard_bytes:
@@ -70,17 +70,10 @@ class BatchPortion:
                 return
             self._digests.update(_digest_of(batch).encode())
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-            self._places = None
+            self._mask = mask.cpu() != 0 if isinstance(mask, Tensor) else None
+            self._is_new, self._before = True, self.n_inputs
             self._units += 1
             yield _moved(batch, self._settings.device)
-            if self._places is None:
-                raise ValueError("the model gave nothing for an input; expected a row or more")
-            documents, positions = self._places
-            self._documents.append(documents + self._first + self.n_inputs)
-            self._positions.append(positions)
-            self.n_inputs += self._n_of_batch
-            self.n_rows += len(documents)
 
     def _n_bytes(self) -> int:
         return max((sum(part.nbytes for part in parts) for parts in self._out.values()), default=0)
@@ -90,18 +83,23 @@ class BatchPortion:
         dim = self._settings.channel_dim
         if hidden.dim() < 2 or not -hidden.dim() <= dim < hidden.dim() or dim in (0, -hidden.dim()):
             raise ValueError(f"the layer {layer!r:.80} puts out {tuple(hidden.shape)}, which has no columns at {dim}")
-        rows = hidden.detach().movedim(dim, -1).cpu()
+        rows = hidden.movedim(dim, -1).cpu()
         rows = rows.reshape(len(rows), -1, rows.shape[-1])  # (B, positions, d)
         mask = torch.ones(rows.shape[:2], dtype=torch.bool)
         if self._mask is not None and self._mask.shape == mask.shape:
-            mask = self._mask.cpu() != 0
-        kept, places = _pooled(rows, mask, self._settings.per)
-        if self._places is not None and len(places[0]) != len(self._places[0]):
+            mask = self._mask
+        kept, inputs, positions = _pooled(rows, mask, self._settings.per)
+        if self._is_new:
+            self._documents.append(inputs + self._first + self._before)
+            self._positions.append(positions)
+            self._is_new = False
+            self.n_inputs += len(rows)
+            self.n_rows += len(inputs)
+        elif len(inputs) != len(self._documents[-1]):
             raise ValueError(
-                f"the layer {layer!r:.80} puts out {len(places[0]):,} rows for a batch, another {len(self._places[0]):,}; "
-                "harvest them one by one, or pooled (per='mean')"
+                f"the layer {layer!r:.80} puts out {len(inputs):,} rows for a batch, another one "
+                f"{len(self._documents[-1]):,}; harvest them one by one, or pooled (per='mean')"
             )
-        self._places, self._n_of_batch = places, len(rows)
         self._out.setdefault(layer, []).append(kept.to(DTYPES[self._settings.dtype][1]))
 
     def finish(self) -> Part:
@@ -130,19 +128,18 @@ class BatchPortion:
         return [None if self._labels[i] is None else str(self._labels[i]) for i in inputs.tolist()]
 
 
-def _pooled(rows: Tensor, mask: Tensor, per: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """(the rows that are kept, (which input each is of, its position there)), inputs in order."""
+def _pooled(rows: Tensor, mask: Tensor, per: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(the rows that are kept, which input each is of, its position there), inputs in order."""
     if per == "mean":
-        some = mask.any(1)
-        weights = mask[some].to(torch.float32)
-        means = torch.einsum("bpd,bp->bd", rows[some].float(), weights) / weights.sum(1, keepdim=True)
-        inputs = some.nonzero()[:, 0]
-        return means, (inputs, torch.zeros_like(inputs))
+        inputs = mask.any(1).nonzero()[:, 0]
+        weights = mask[inputs].float()
+        means = torch.einsum("bpd,bp->bd", rows[inputs].float(), weights) / weights.sum(1, keepdim=True)
+        return means, inputs, torch.zeros_like(inputs)
     if per in ("first", "last"):
         rank = mask.cumsum(1) if per == "first" else mask.flip(1).cumsum(1).flip(1)
         mask = mask & (rank == 1)
     inputs, positions = mask.nonzero(as_tuple=True)
-    return rows[mask], (inputs, positions)
+    return rows[mask], inputs, positions
 
 
 def _moved(batch: Any, device: str) -> Any:

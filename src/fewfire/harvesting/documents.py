@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -31,9 +30,9 @@ class Document(NamedTuple):
 def read_documents(texts: str | Path, *, column: str | None = None, label: str | None = None) -> Iterator[Document]:
     """The documents of a file, in order, as they are read.
 
-    ``.txt`` a document a line · ``.jsonl`` an object, or a string, a line · ``.csv``, ``.tsv`` with a header · ``.parquet``;
-    the first three also as ``.gz``. "docstrings": sentences from the documentation of installed packages, labelled with
-    the package.
+    ``.txt`` a document a line · ``.jsonl`` an object, or a string, a line · ``.csv``, ``.tsv`` with a header; each of them
+    also with ``.gz`` behind it · ``.parquet``. "docstrings": sentences from the documentation of installed packages,
+    labelled with the part of the package.
 
     Parameters
     ----------
@@ -79,8 +78,9 @@ def _complaining(path: Path, documents: Iterator[Document]) -> Iterator[Document
 
 
 def _text(path: Path) -> IO[str]:
-    raw: Any = gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n")
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+    return path.open(encoding="utf-8-sig", newline="\n")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

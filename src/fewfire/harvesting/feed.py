@@ -96,6 +96,6 @@ def one_row_each(layer: str, hidden: Tensor, shape: tuple[int, int]) -> None:
     """
     if hidden.dim() < 2 or math.prod(hidden.shape[:-1]) != math.prod(shape):
         raise ValueError(
-            f"the layer {layer!r:.80} puts out {tuple(hidden.shape)} for {shape[0]} texts of {shape[1]} tokens; expected "
-            "a row for each token; choose a layer before it"
+            f"the layer {layer!r:.80} puts out {tuple(hidden.shape)} for {shape[0]} texts of {shape[1]} tokens; "
+            "expected a row for each token; choose a layer before it"
         )

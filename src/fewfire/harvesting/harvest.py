@@ -23,7 +23,7 @@ from fewfire.harvesting.documents import TEXTS, Document, read_documents
 from fewfire.harvesting.feed import Feed, Portion, Settings, one_row_each
 from fewfire.harvesting.hooks import Listener
 from fewfire.harvesting.pretrained import Pretrained, load_model
-from fewfire.harvesting.progress import Counter, counting
+from fewfire.harvesting.progress import counting
 from fewfire.harvesting.text import TextFeed
 from fewfire.store import DTYPES, PER, SHARD_BYTES, ActivationStore, StoreWriter
 
@@ -72,7 +72,7 @@ def harvest(
     out
         The folder: the store itself for one layer, with a folder for each of several.
     per
-        "token", or one row a document: the "mean" over its tokens, the "first" ([CLS], where there is one) or the "last".
+        "token", or one row a document: the "mean" over its tokens, the "first" ([CLS], where there is one), the "last".
         Of batches a token is a position of what the layer puts out, (B, positions, d).
     dtype
         "float16", "bfloat16" or "float32".
@@ -117,6 +117,7 @@ def harvest(
     _check_unused(out, resume)
     if isinstance(model, str | Path):
         model = load_model(model, device)
+    feed: Feed
     if isinstance(model, Pretrained):
         if labels is not None:
             raise ValueError(

@@ -22,7 +22,7 @@ __all__ = ["Pretrained", "find_model", "load_model", "weights_digest"]
 MAX_CONFIG_BYTES = 8 << 20
 DEEPEST = 3
 """folders below a package's in which a model is looked for"""
-EXTRA = "pip install -c constraints.txt 'fewfire[text]'"
+EXTRA = "install the text extra: pip install -c constraints.txt -e '.[text]'"
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def load_model(model: str | Path, device: str | None = None) -> Pretrained:
         )
     if missing := sorted(report["missing_keys"]):
         warnings.warn(
-            f"{folder.name}: {len(missing)} weights are not in its files and were made up, such as {missing[0]}; do not "
-            "harvest behind them",
+            f"{folder.name}: {len(missing)} weights are not in its files and were made up, such as {missing[0]:.60}; "
+            "do not harvest behind them",
             stacklevel=2,
         )
     name = str(model) if not Path(model).is_dir() else folder.resolve().name
@@ -223,8 +223,9 @@ def _own_generators() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bars and no advice about weights that are of no use here; then as the caller had it."""
-    from transformers.utils import logging
+    import transformers.utils.logging
 
+    logging: Any = transformers.utils.logging  # without types
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -152,7 +152,11 @@ class TextPortion:
         """tokens whose hidden states count, rising"""
         self._pooled = settings.per == "mean"
         owners = tokens.document[self.chosen]
-        self._owners, self._places = np.unique(owners, return_inverse=True) if self._pooled else (owners, None)
+        self._owners: Ints = owners
+        self._places: Ints | None = None
+        """of each row its document, and of each token its row, where that is not its own"""
+        if self._pooled:
+            self._owners, self._places = np.unique(owners, return_inverse=True)
         n_rows = len(self._owners)
         dtype = torch.float32 if self._pooled else DTYPES[settings.dtype][1]
         self._out = {layer: torch.zeros(n_rows, d, dtype=dtype) for layer, d in widths.items()}

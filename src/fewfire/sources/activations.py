@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from fewfire.contracts import Layout
 from fewfire.preprocess import Spec
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 # The store is imported when one is opened: it needs Arrow, which takes a tenth of a second.
 
 __all__ = ["StoreSource"]
+
+
+MOST_LABELS = 1 << 22
 
 
 def _is_store(path: Path) -> bool:
@@ -67,6 +72,14 @@ class StoreSource(BlockSource):
             shuffle_bytes=shuffle_bytes,
         )
 
+    @cached_property
+    def labels(self) -> Any:
+        """(n,) of each row its document's label; None where there is none, or where rows are too many for memory."""
+        if self.store.n_rows > MOST_LABELS:
+            return None
+        found = self.store.rows(range(self.store.n_rows))["label"]
+        return None if found.null_count == len(found) else found.to_numpy()
+
     @property
     def origin(self) -> dict[str, Any]:
         """Where the rows come from, for the model that is trained on them."""
@@ -81,15 +94,16 @@ class _Blocks:
     """The blocks of a store, as a BlockReader."""
 
     first_row = 0
-    dtype = np.dtype(np.float32)
 
     def __init__(self, store: ActivationStore) -> None:
         self._store = store
+        self.dtype = np.dtype(np.float16 if store.dtype == "float16" else np.float32)  # numpy knows no bfloat16
         self.row_shape = (store.d,)
         self.block_rows = store.block_rows
 
     def read(self, block: int) -> Generator[Rows, None, None]:
-        yield self._store.block(block).float().numpy()
+        rows = self._store.block(block)
+        yield rows.float().numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
 
     def digest(self) -> str:
         return f"store {self._store.sha256}"

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from fewfire.store.manifest import (
     StoreError,
     shard_name,
 )
-from fewfire.store.reading import HASH_BYTES, TENSOR, stores_in
+from fewfire.store.reading import HASH_BYTES, TENSOR, raw, stores_in
 from fewfire.store.tables import DOCUMENTS, ROWS, write_parquet
 
 __all__ = ["Done", "Part", "StoreWriter", "rows_per_shard"]
@@ -144,7 +144,7 @@ class StoreWriter:
 
     def done(self) -> list[Done]:
         """The parts that are on the disk; the next one written comes behind them."""
-        found = []
+        found: list[Done] = []
         while (path := self._unfinished / f"part-{len(found):05d}.json").is_file():
             record = _read_json(path)
             found.append(Done(record["units"], record["digest"], record["documents"]))
@@ -210,9 +210,11 @@ class StoreWriter:
         return files
 
     def _manifest(self, layer: str, parts: list[tuple[dict[str, Any], int]], files: dict[str, Any]) -> Manifest:
-        d, moments, shards = parts[0][0]["d"], Moments(), []
+        d, moments = parts[0][0]["d"], Moments()
+        shards: list[dict[str, Any]] = []
         for number, (part, documents) in enumerate(parts):
-            moments.merge(part["rows"], torch.tensor(part["mean"]).double(), torch.tensor(part["m2"]).double())
+            mean, m2 = (torch.tensor(part[name], dtype=torch.float64) for name in ("mean", "m2"))
+            moments.merge(part["rows"], mean, m2)
             shards.append(
                 {
                     "file": shard_name(number),
@@ -257,20 +259,24 @@ def _write_shard(path: Path, vectors: Tensor) -> dict[str, Any]:
     header += b" " * (-len(header) % 64 + 56)  # 8 bytes before it: the rows begin at a cache line
     whole, blocks = hashlib.sha256(), []
     with atomic_writer(path) as file:
-        for data in (len(header).to_bytes(8, "little"), header):
-            file.write(data)
-            whole.update(data)
-        for block in vectors.split(_block_rows(vectors.shape[1], dtype)) if len(vectors) else ():
-            data = memoryview(block.contiguous().view(torch.uint8).numpy()).cast("B")
+        start = len(header).to_bytes(8, "little") + header
+        file.write(start)
+        whole.update(start)
+        for block in _blocks(vectors, _block_rows(vectors.shape[1], dtype)):
+            data = raw(block.contiguous())
             file.write(data)
             whole.update(data)
             blocks.append(hashlib.sha256(data).hexdigest())
     return {"sha256": whole.hexdigest(), "blocks": blocks}
 
 
+def _blocks(vectors: Tensor, rows: int) -> Iterator[Tensor]:
+    return (vectors[first : first + rows] for first in range(0, len(vectors), rows))
+
+
 def _moments(vectors: Tensor, layer: str, dtype: str) -> dict[str, Any]:
     moments = Moments()
-    for block in vectors.split(1 << 13) if len(vectors) else ():
+    for block in _blocks(vectors, 1 << 13):
         moments.update(block)
     if not len(vectors):
         moments.mean = moments.m2 = torch.zeros(vectors.shape[1], dtype=torch.float64)
