@@ -92,7 +92,7 @@ class Shard(_Strict):
 class Manifest(_Strict):
     """``manifest.json``."""
 
-    fewfire_store: Literal[1]
+    fewfire_store: Annotated[int, Field(ge=VERSION, le=VERSION)]
     layer: Annotated[str, Field(max_length=1000)]
     per: Literal["token", "mean", "first", "last"]
     dtype: Literal["float16", "bfloat16", "float32"]

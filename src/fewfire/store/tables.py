@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -104,7 +105,7 @@ class Table:
                 digest.update(data)
         if digest.hexdigest() != self._stored.sha256:
             raise StoreError(f"{self._path} does not match its checksum; copy it again")
-        with self._complaining(), self._opened() as file:
+        with self._complaining(), pq.ParquetFile(self._path) as file:
             self._check(file)
         self._is_verified = True
 
@@ -118,9 +119,9 @@ class Table:
         counts = np.diff(self._begins).tolist()
         if [group.num_rows for group in groups] != counts:
             raise StoreError(f"{self._path} has not one row group for each shard, with as many rows")
-        if file.schema_arrow.names != self._schema.names:
-            names = one_line(", ".join(file.schema_arrow.names), 80)
-            raise StoreError(f"{self._path}: expected the columns {', '.join(self._schema.names)}; got {names}")
+        if not file.schema_arrow.equals(self._schema):
+            found = one_line(", ".join(f"{field.name} {field.type}" for field in file.schema_arrow), 120)
+            raise StoreError(f"{self._path}: expected the columns {', '.join(self._schema.names)}; got {found}")
         if any(group.total_byte_size > MAX_GROUP_BYTES for group in groups):
             raise StoreError(f"{self._path} would unpack to more than {MAX_GROUP_BYTES >> 30} GiB at once")
 
@@ -133,20 +134,14 @@ class Table:
                 raise StoreError(f"{self._path}: row group {group} has other than the rows that it states")
             return table
 
-    def _complaining(self) -> Any:
-        return _Complaining(self._path)
-
-
-class _Complaining:
-    """Whatever Arrow says of a damaged file becomes one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, pa.ArrowException | OSError | MemoryError):
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """Whatever Arrow says of a damaged file, which may be any error, becomes one line that names it."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
             raise StoreError(f"{self._path} is damaged: {one_line(error)}") from None
 
 
