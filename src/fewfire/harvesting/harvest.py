@@ -262,11 +262,11 @@ def _told(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _name_of(inputs: Any) -> str:
-    """What a person calls them; nothing of the machine's paths."""
+def _name_of(inputs: Any) -> str | None:
+    """What a person calls them, if they have a name; nothing of the machine's paths."""
     if isinstance(inputs, str | Path):
         return str(inputs) if inputs in TEXTS else Path(inputs).name
-    return type(inputs).__name__
+    return None
 
 
 def _versions() -> dict[str, str]:
