@@ -93,7 +93,7 @@ def test_numbers_that_there_are_not(tmp_path, wrong, error):
 
 def test_several_layers_share_their_tables(tmp_path):
     written = make_store(tmp_path / "stores", {"a.0": 4, "a.1": 7})
-    with pytest.raises(StoreError, match=r"several layers: a\.0, a\.1; name one"):
+    with pytest.raises(ValueError, match=r"several layers: a\.0, a\.1; name one"):
         ActivationStore.open(tmp_path / "stores")
     first, second = (ActivationStore.open(tmp_path / "stores" / name) for name in ("a.0", "a.1"))
     assert (first.d, second.d) == (4, 7)
@@ -178,7 +178,7 @@ def test_a_failing_disk_while_it_is_put_together(tmp_path, monkeypatch, step):
 
 def test_going_on_with_other_settings_is_refused(tmp_path):
     begun(tmp_path / "store", 1)
-    with pytest.raises(StoreError, match="begun with model 'none', and not 'other'"):
+    with pytest.raises(ValueError, match="begun with model 'none', and not 'other'"):
         StoreWriter(tmp_path / "store", ["a", "b"], "float16", "token", {"model": "other"})
 
 

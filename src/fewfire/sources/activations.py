@@ -50,7 +50,9 @@ class StoreSource(BlockSource):
     FileNotFoundError
         There is no store.
     StoreError
-        It is damaged, or one of several layers'. From the iterator: a block is not what was written.
+        It is damaged. From the iterator: a block is not what was written.
+    ValueError
+        It holds a store for each of several layers; the message names them.
     """
 
     def __init__(
