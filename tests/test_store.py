@@ -245,6 +245,28 @@ def test_labels_come_along(tmp_path):
     assert source.labels[9] is None
 
 
+def test_the_mean_and_scale_need_no_pass(tmp_path, monkeypatch):
+    """``center`` with them is ``center`` fitted on the rows; of a large store, that pass takes as long as an epoch."""
+    make_store(tmp_path / "store", dtype="float32")
+    source = ff.open_source(tmp_path / "store")
+    assert source.suggested_preprocess == "center"
+    fitted = [ff.Autoencoder(6, 8, "topk", preprocess="center") for _ in range(2)]
+    ff.Trainer(fitted[0], source, config=ff.TrainConfig(steps=1), progress=False).fit()
+    monkeypatch.delattr(StoreSource, "mean_and_scale")
+    ff.Trainer(fitted[1], source, config=ff.TrainConfig(steps=1), progress=False).fit()
+    known, seen = (model.preprocess for model in fitted)
+    torch.testing.assert_close(known.mean, seen.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(known.scale, seen.scale, rtol=1e-12, atol=0)
+
+
+def test_a_large_store_is_not_read_for_its_mean(tmp_path, monkeypatch):
+    make_store(tmp_path / "store")
+    source = ff.open_source(tmp_path / "store", shuffle_bytes=700)
+    model = ff.Autoencoder(6, 8, "topk", preprocess="center")
+    monkeypatch.setattr(type(model.preprocess), "fit", lambda *_: pytest.fail("it was read"))
+    ff.Trainer(model, source, config=ff.TrainConfig(steps=1), progress=False).fit()
+
+
 def test_a_damaged_block_ends_the_reading(tmp_path):
     make_store(tmp_path / "store")
     path = tmp_path / "store" / "shard-00003.safetensors"

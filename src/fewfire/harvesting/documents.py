@@ -31,8 +31,8 @@ def read_documents(texts: str | Path, *, column: str | None = None, label: str |
     """The documents of a file, in order, as they are read.
 
     ``.txt`` a document a line · ``.jsonl`` an object, or a string, a line · ``.csv``, ``.tsv`` with a header; each also
-    with ``.gz`` behind it · ``.parquet``. "docstrings": sentences from the documentation of installed packages, labelled
-    with the part of the package.
+    with ``.gz`` behind it · ``.parquet``. "docstrings": sentences of the documentation of installed packages, labelled with
+    the part of the package.
 
     Parameters
     ----------
