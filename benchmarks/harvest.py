@@ -26,11 +26,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from measure import print_table, print_title
 
 from fewfire.harvesting import Listener, harvest, load_model, read_documents
 from fewfire.harvesting.feed import Settings
 from fewfire.harvesting.harvest import text_feed
+from measure import print_table, print_title
 
 
 def main() -> None:
