@@ -4,9 +4,9 @@
 
 Needs the text extra. One thread. In turn, several times: the forward passes alone, on the very batches that a harvest
 gives the model, made ready beforehand; a whole harvest, from the file to a finished store with its checksums, of the
-last layer (nothing is saved by stopping early) and of one in the middle; and what is usual, 32 texts in the order of the
-file, padded to the longest. The clock is the wall's, since writing has a thread of its own; CPU seconds stand beside
-it. Medians.
+last layer (nothing is saved by stopping early) and of one in the middle; and what is usual, 32 texts in the order of
+the file, padded to the longest. The clock is the wall's, since writing has a thread of its own; CPU seconds stand
+beside it. Medians.
 """
 
 from __future__ import annotations

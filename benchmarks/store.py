@@ -3,13 +3,14 @@
     python benchmarks/store.py --data FOLDER [--gigabytes 4] [--steps 300]
 
 FOLDER/store is made if it is not there: rows of 384 float16 values, mixed from 2,000 directions, as many as fill that
-size. The page cache is dropped before every pass (posix_fadvise), and every block is read once in an epoch: so all of it
-comes from the disk, as of a store larger than memory, and what was really read is printed (/proc/self/io). Linux only.
+size. The page cache is dropped before every pass (posix_fadvise), and every block is read once in an epoch: so all of
+it comes from the disk, as of a store larger than memory, and what was really read is printed (/proc/self/io). Linux
+only.
 
 Two things are measured on one thread, in turn, several times: an epoch, or as many rows as --rows, of batches of 2,048
-alone; and the step of `Trainer.fit`, TopK 384/4096 k 32 with AuxK, from the store and from 65,536 of its rows in memory.
-Of a step, "waiting" is the wall time between asking for a batch and having it; CPU seconds are the whole process's, the
-reading thread's included. Means over the steps behind the first twenty.
+alone; and the step of `Trainer.fit`, TopK 384/4096 k 32 with AuxK, from the store and from 65,536 of its rows in
+memory. Of a step, "waiting" is the wall time between asking for a batch and having it; CPU seconds are the whole
+process's, the reading thread's included. Means over the steps behind the first twenty.
 """
 
 from __future__ import annotations
@@ -60,9 +61,10 @@ def main() -> None:
         steps["from memory"].append(training(ArraySource(rows), asked.steps))
         drop_cache(path)
         steps["from the store"].append(training(source, asked.steps))
-    print_title(f"{source.n_rows:,} rows of {D} float16, {source.n_rows * D * 2 / 1e9:.1f} GB, medians of {asked.times}")
+    size = source.n_rows * 2 * D / 1e9
+    print_title(f"{source.n_rows:,} rows of {D} float16, {size:.1f} GB, medians of {asked.times}")
     wall, cpu, from_disk = (statistics.median(values) for values in zip(*read, strict=True))
-    print(f"batches alone: {1 / wall:,.0f} rows a second, {1 / cpu:,.0f} a CPU second, {from_disk:.2f} GB from the disk\n")
+    print(f"batches alone: {1 / wall:,.0f} rows a second, {1 / cpu:,.0f} a CPU second, {from_disk:.2f} GB from disk\n")
     lines = []
     for name, measured in steps.items():
         wall, waiting, cpu = (statistics.median(values) for values in zip(*measured, strict=True))
@@ -130,6 +132,7 @@ class Timed:
     def __init__(self, source: Any) -> None:
         self._source = source
         self.clocks: list[tuple[float, float, float]] = []
+        self.kept = self.clocks
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -141,7 +144,7 @@ class Timed:
             asked = time.perf_counter()
             batch = next(batches, None)
             self.clocks.append((asked, time.perf_counter(), time.process_time()))
-            self.kept = max(getattr(self, "kept", []), self.clocks, key=len)
+            self.kept = max(self.kept, self.clocks, key=len)
             if batch is None:
                 return
             yield batch
@@ -150,7 +153,6 @@ class Timed:
 def training(source: Any, steps: int) -> Step:
     timed = Timed(source)
     model = ff.Autoencoder(D, N_LATENTS, ff.TopK(k=K), preprocess="center", seed=0)
-    model.preprocess.fit_known(*StoreSource.mean_and_scale.fget(source)) if isinstance(source, StoreSource) else None
     config = ff.TrainConfig(steps=steps, batch_size=BATCH, threads=1)
     ff.Trainer(model, timed, config=config, progress=False).fit()
     clocks = timed.kept[WARM_UP:]

@@ -30,9 +30,9 @@ class Document(NamedTuple):
 def read_documents(texts: str | Path, *, column: str | None = None, label: str | None = None) -> Iterator[Document]:
     """The documents of a file, in order, as they are read.
 
-    ``.txt`` a document a line · ``.jsonl`` an object, or a string, a line · ``.csv``, ``.tsv`` with a header; each also
-    with ``.gz`` behind it · ``.parquet``. "docstrings": sentences of the documentation of installed packages, labelled with
-    the part of the package.
+    ``.txt`` a document a line · ``.jsonl`` an object, or a string, a line · ``.csv``, ``.tsv`` with a header; each
+    also with ``.gz`` behind it · ``.parquet``. "docstrings": sentences of the documentation of installed packages,
+    labelled with the part of the package.
 
     Parameters
     ----------

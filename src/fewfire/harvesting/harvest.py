@@ -89,8 +89,8 @@ def harvest(
     channel_dim
         Of batches: which dimension of what a layer puts out holds the columns, 1 for pictures (B, channels, h, w).
     batch_tokens, shard_bytes
-        Tokens that the model is given at once, and bytes of a shard, about. None: 1,024 on a CPU, whose caches more would
-        leave; 16,384 elsewhere.
+        Tokens that the model is given at once, and bytes of a shard, about. None: 1,024 on a CPU, whose caches hold no
+        more; 16,384 elsewhere.
     device
         For models that are loaded here; None: the GPU, if there is one.
     resume
