@@ -361,6 +361,19 @@ def test_loading_leaves_no_trace(folder):
     assert transformers.utils.logging.get_verbosity() == verbosity
 
 
+def test_weights_that_a_file_lacks(folder, tmp_path):
+    """They are made up, by generators of our own, and a warning says so."""
+    bare = bert(tmp_path / "bare")
+    with torch.random.fork_rng():
+        config = transformers.BertConfig.from_pretrained(folder)
+        transformers.BertModel(config, add_pooling_layer=False).save_pretrained(bare)
+    with pytest.warns(UserWarning, match=r"2 weights are not in its files and were made up, such as pooler\."):
+        first = load_model(bare)
+    with pytest.warns(UserWarning):
+        second = load_model(bare)
+    assert torch.equal(first.model.pooler.dense.weight, second.model.pooler.dense.weight)
+
+
 # ---------------------------------------------------------------------------------------------- on the command line
 
 
