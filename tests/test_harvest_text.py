@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fewfire import cli, runs
+from fewfire import cli, demo, runs
 from fewfire.harvesting import Listener, find_model, harvest, load_model
 from nursery import children, needs_fork, start
 
@@ -409,6 +409,17 @@ def test_from_texts_to_a_dictionary(call, folder, tmp_path):
     code, _, err = call("train", "both", "--out", "run2")
     assert code == 2
     assert "name one, both/encoder.layer.0" in err
+
+
+def test_the_text_demo(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "find_model", lambda _: folder)
+    monkeypatch.setitem(demo.DEMOS, "text", {"model": {"n_latents": 16}, "train": {"steps": 20}})
+    (tmp_path / "mine.txt").write_text("\n".join(MANY))
+    page = demo.run_demo("text", texts="mine.txt", progress=False)
+    assert page.is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fewfire-demo-text", "fewfire-demo-text-store", "mine.txt"]
+    assert runs.open_run("fewfire-demo-text").source().store.n_documents == len(MANY)
 
 
 def test_the_layers_are_listed(call, folder):
