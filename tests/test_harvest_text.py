@@ -414,6 +414,7 @@ def test_from_texts_to_a_dictionary(call, folder, tmp_path):
 def test_the_text_demo(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "find_model", lambda _: folder)
+    monkeypatch.setattr(demo, "TEXT_LAYER", LAYERS[0])
     monkeypatch.setitem(demo.DEMOS, "text", {"model": {"n_latents": 16}, "train": {"steps": 20}})
     (tmp_path / "mine.txt").write_text("\n".join(MANY))
     page = demo.run_demo("text", texts="mine.txt", progress=False)
