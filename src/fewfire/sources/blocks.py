@@ -21,6 +21,7 @@ from torch import Tensor
 from fewfire import rng
 from fewfire.contracts import Batch, Layout
 from fewfire.preprocess import Spec
+from fewfire.rows import take
 from fewfire.sources.ahead import ahead
 
 __all__ = ["PIECE_BYTES", "SHUFFLE_BYTES", "BlockReader", "BlockSource", "Rows"]
@@ -30,7 +31,7 @@ PIECE_BYTES = 4 << 20
 """of rows that a reader hands over at once, about"""
 
 Rows = npt.NDArray[Any]
-"""(n, *row shape) float32 or float64"""
+"""(n, *row shape) float32 or float64; or float16, of which a pool holds twice as many, and a batch is float32"""
 Positions = npt.NDArray[np.int64]
 
 
@@ -46,7 +47,7 @@ class BlockReader(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float32 where it holds every value exactly, else float64."""
+        """float32 where it holds every value exactly, else float64; float16 where the file has nothing else."""
         ...
 
     @property
@@ -87,7 +88,7 @@ class _Pool:
 
     def take(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         where = slice(first, last) if self.order is None else self.order[first:last]
-        return self.x[where], self.rows[where]
+        return take(self.x, where), self.rows[where]
 
 
 @dataclass(frozen=True)
@@ -237,15 +238,17 @@ class BlockSource:
         return _Pool(kept.x, kept.rows, rng.permutation(len(self), seed, epoch) if shuffle else None)
 
     def _pools(self, seed: int, epoch: int, skip: int, stop: Event) -> Generator[_Pool, None, None]:
+        # Two pools' memory in turn: one in use, one being filled. Fresh memory for each costs more than reading it.
+        rooms = [self._room(self.shuffle_window) for _ in range(2)]
         for number, shares in enumerate(self._deal(seed, epoch)):
             count = sum(share.count for share in shares)
             if skip < count:
-                pool = self._load(shares, seed, epoch, stop)
+                pool = self._load(shares, seed, epoch, stop, rooms[number % 2])
                 if stop.is_set():
                     return
                 order = rng.permutation(count, seed, epoch, "pool", number)
                 yield _Pool(pool.x, pool.rows, order[skip:])
-                del pool  # its memory is for the next one
+                del pool
             skip = max(skip - count, 0)
 
     def _deal(self, seed: int, epoch: int) -> Iterator[list[_Share]]:
@@ -268,10 +271,13 @@ class BlockSource:
         if shares:
             yield shares
 
-    def _load(self, shares: Sequence[_Share], seed: int, epoch: int, stop: Event) -> _Pool:
+    def _room(self, count: int) -> Rows:
+        return np.empty((count, *self.row_shape), self.reader.dtype)
+
+    def _load(self, shares: Sequence[_Share], seed: int, epoch: int, stop: Event, room: Rows | None = None) -> _Pool:
         """The rows of these shares. Given up half-way when told to stop: nobody will see it then."""
         count = sum(share.count for share in shares)
-        x = np.empty((count, *self.row_shape), self.reader.dtype)
+        x = self._room(count) if room is None else room[:count]
         rows = np.empty(count, np.int64)
         at = 0
         for share in shares:
