@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from fewfire.anomaly.expect import expect
 
 __all__ = ["Surprisal"]
 
@@ -39,6 +43,14 @@ class Surprisal:
         # one more point makes the tail the last straight line
         beyond = torch.stack([values[-1] + LIMIT * scale, nats[-1] + LIMIT])
         return cls(torch.stack([torch.cat([values, beyond[:1]]), torch.cat([nats, beyond[1:]])]))
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], name: str) -> Surprisal:
+        """Be as the one whose ``state`` has this name; KeyError or ValueError if it cannot be."""
+        state = expect(tensors, name, torch.float64, 2, None)
+        if state.shape[1] < 2 or (state.diff() <= 0).any() or (state[1] < 0).any():
+            raise ValueError(f"scale {name} does not rise")
+        return cls(state)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(B,) -> (B,) float64, nats, never negative, never decreasing in the score."""
