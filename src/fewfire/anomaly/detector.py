@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewfire.anomaly.ensemble import Ensemble
+from fewfire.anomaly.expect import expect
 from fewfire.anomaly.known import Known
 from fewfire.anomaly.part import Part
 from fewfire.anomaly.prototypes import Prototypes
@@ -75,8 +76,8 @@ class Detector:
             part.fit(self.views(rows, part.view), generator(self.seed, "anomaly", number))
         self.known = Known.fit(rows)
         which = torch.randperm(n, generator=generator(self.seed, "calibration"))[:CALIBRATION_ROWS].sort().values
-        blocks = [self._read(rows[numbers], numbers, explain=False)[0] for numbers in torch.split(which, CHUNK)]
-        readings = [torch.cat(scores) for scores in zip(*blocks, strict=True)]
+        blocks = [self._read(_padded(block), explain=False)[0] for block in torch.split(rows[which], CHUNK)]
+        readings = [torch.cat(scores)[: len(which)] for scores in zip(*blocks, strict=True)]
         self.scales = [Surprisal.fit(scores) for scores in readings]
         self.n_seen = n
         nats = [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
@@ -92,8 +93,8 @@ class Detector:
 
     def _block(self, rows: Tensor, explain: bool) -> Findings:
         n = len(rows)
-        padded = torch.cat([rows, rows.new_zeros(CHUNK - n, rows.shape[1])])
-        readings, shares = self._read(padded, self.known(padded), explain)
+        padded = _padded(rows)
+        readings, shares = self._read(padded, explain)
         nats = [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
         strange = math.log(self.n_seen + 1) * self.views.strange(padded)  # of a value that none of n rows had
         total = (_fused(nats, CHUNK) + strange.sum(1))[:n]
@@ -106,8 +107,9 @@ class Detector:
         share = (share + strange)[:n]
         return Findings(total, share / share.sum(1, keepdim=True).clamp(min=1e-300))
 
-    def _read(self, rows: Tensor, numbers: Tensor, explain: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Scores (B,) and shares (B, D) by each reading; ``numbers``: which training rows they are, -1 for none."""
+    def _read(self, rows: Tensor, explain: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Scores (B,) and shares (B, D) by each reading."""
+        numbers = self.known(rows)
         scores, shares = [], []
         for part in self.fitted:
             for reading in part.read(self.views(rows, part.view), part.trusted(numbers)).values():
@@ -130,7 +132,7 @@ class Detector:
             A size or a value is wrong.
         """
         found = self(torch.zeros(1, self.n_columns, dtype=torch.float64), explain=True)
-        if not (torch.isfinite(found.score).all() and torch.isfinite(self.usual).all() and len(self.usual)):
+        if not all(x is not None and torch.isfinite(x).all() for x in found):
             raise ValueError("scores are not finite")
 
     # ------------------------------------------------------------------------------ as tensors and settings
@@ -146,17 +148,31 @@ class Detector:
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Detector:
-        """The detector whose ``state`` this is."""
+        """The detector whose ``state`` this is. Its tensors are compared with its settings, not believed.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError, IndexError, RuntimeError
+            The parts do not fit together, as in a file that was put together by hand.
+        """
         detector = cls(seed=settings["seed"])
-        detector.n_seen, detector.usual = settings["n_seen"], tensors["usual"]
-        detector.views = Views(_under("views.", tensors))
-        detector.known = Known(tensors["known"], tensors["known_number"])
+        detector.n_seen = settings["n_seen"]
+        detector.usual = expect(tensors, "usual", torch.float64, None)
+        detector.views = Views.restore(_under("views.", tensors))
+        detector.known = Known.restore(tensors, detector.n_seen)
         detector.fitted = [Part.from_config(config) for config in settings["parts"]]
         for i, part in enumerate(detector.fitted):
             part.restore(_under(f"parts.{i}.", tensors))
+            expect({"seen": part.seen}, "seen", torch.bool, None, detector.n_seen)
         scales = _under("scales.", tensors)
-        detector.scales = [Surprisal(scales[str(i)]) for i in range(len(scales))]
+        detector.scales = [Surprisal.restore(scales, str(i)) for i in range(len(scales))]
+        if detector.state()[0].keys() != tensors.keys():
+            raise ValueError("there are tensors of no part")
         return detector
+
+
+def _padded(rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(CHUNK - len(rows), rows.shape[1])])
 
 
 def _fused(nats: Sequence[Tensor], n: int) -> Tensor:

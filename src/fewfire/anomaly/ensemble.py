@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
+from fewfire.anomaly.expect import expect
 from fewfire.anomaly.part import Part, Reading, draw
 
 __all__ = ["Ensemble"]
@@ -50,6 +51,8 @@ class Ensemble(Part, name="ensemble"):
         self.members, self.hidden, self.steps, self.batch_size = members, hidden, steps, batch_size
         self._weights: list[Tensor] = []
 
+    @torch.inference_mode(False)  # whatever the caller is in
+    @torch.enable_grad()
     def fit(self, x: Tensor, generator: Generator) -> None:
         n, d = x.shape
         drawn, self.seen = draw(n, self.members, max(1, int(SHARE * n)), generator)
@@ -89,12 +92,16 @@ class Ensemble(Part, name="ensemble"):
 
     def _start(self, d: int, generator: Generator) -> list[Tensor]:
         """Uniform in +-1/sqrt(inputs), weights and biases, as torch's Linear starts."""
-        widths = [d, self.hidden, self.hidden, 2 * d]
         weights = []
-        for rows, columns in pairwise(widths):
-            for shape in ((self.members, rows, columns), (self.members, 1, columns)):
-                weights.append((2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(rows))
+        for shape, inputs in self._shapes(d):
+            uniform = torch.rand(shape, dtype=torch.float32, generator=generator)
+            weights.append((2 * uniform - 1) / math.sqrt(inputs))
         return weights
+
+    def _shapes(self, d: int) -> list[tuple[tuple[int, int, int], int]]:
+        """Of weight and bias of each layer, in turn; and how many inputs the layer has."""
+        layers = pairwise((d, self.hidden, self.hidden, 2 * d))
+        return [((self.members, rows, outputs), inputs) for inputs, outputs in layers for rows in (inputs, 1)]
 
     def _decode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(M, B, d) -> centre and log-scale, each (M, B, d)."""
@@ -125,7 +132,7 @@ class Ensemble(Part, name="ensemble"):
         mean = (centre * weight).sum(0) / n.clamp(min=1)
         variance = ((centre - mean).square() * weight).sum(0) / (n - 1).clamp(min=1)
         where = self._order.flatten()
-        result = x.new_empty(2, len(x), x.shape[1])
+        result = x.new_full((2, len(x), x.shape[1]), math.nan)
         result[:, :, where] = torch.stack([nll, variance]).transpose(1, 2).flatten(2)
         return result[0], result[1]
 
@@ -140,9 +147,17 @@ class Ensemble(Part, name="ensemble"):
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._weights = [state[f"weight_{i}"] for i in range(6)]
-        self._order, self.seen = state["order"], state["seen"]
-        self._usual_nll, self._usual_variance = state["usual_nll"], state["usual_variance"]
+        self.seen = expect(state, "seen", torch.bool, self.members, None)
+        self._usual_nll = expect(state, "usual_nll", torch.float32, None)
+        d = len(self._usual_nll)
+        self._usual_variance = expect(state, "usual_variance", torch.float32, d, positive=True)
+        self._order = expect(state, "order", torch.int64, None, None)
+        count, width = self._order.shape
+        if self.members % count or set(self._order.flatten().tolist()) != set(range(d)):
+            raise ValueError("blocks do not hold every column")
+        self._weights = [
+            expect(state, f"weight_{i}", torch.float32, *shape) for i, (shape, _) in enumerate(self._shapes(width))
+        ]
 
 
 def _nll(x: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:

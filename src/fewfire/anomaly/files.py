@@ -69,6 +69,6 @@ def load_detector(path: str | os.PathLike[str]) -> tuple[Detector, dict[str, Any
     try:
         detector = Detector.restore(tensors, head["detector"])
         detector.check()
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{file}: its tensors do not make a detector ({one_line(error, 150)})") from error
     return detector, head["about"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from fewfire.anomaly.expect import expect
 
 __all__ = ["Known"]
 
@@ -24,6 +28,15 @@ class Known:
     def fit(cls, rows: Tensor) -> Known:
         """Remember (n, D) float64 rows."""
         hashes, numbers = torch.sort(_hashed(rows), stable=True)
+        return cls(hashes, numbers)
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor], n: int) -> Known:
+        """Be as the one whose ``state`` this is, of n rows; KeyError or ValueError if it cannot be."""
+        hashes = expect(state, "known", torch.int64, n)
+        numbers = expect(state, "known_number", torch.int64, n)
+        if (hashes.diff() < 0).any() or not torch.equal(numbers.sort().values, torch.arange(n)):
+            raise ValueError("known rows are not in order")
         return cls(hashes, numbers)
 
     def __call__(self, rows: Tensor) -> Tensor:

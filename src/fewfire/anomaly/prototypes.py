@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
+from fewfire.anomaly.expect import expect
 from fewfire.anomaly.part import Part, Reading, draw
 
 __all__ = ["Prototypes"]
@@ -47,6 +48,6 @@ class Prototypes(Part, name="prototypes"):
         return {"rows": self._rows, "seen": self.seen}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.seen = state["seen"]
-        self._rows = state["rows"]  # (M, K, d)
+        self.seen = expect(state, "seen", torch.bool, self.members, None)
+        self._rows = expect(state, "rows", torch.float32, self.members, None, None)  # (M, K, d)
         self._squares = self._rows.square().sum(2, keepdim=True)  # (M, K, 1)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from fewfire.anomaly.expect import expect
 
 __all__ = ["Surprisal"]
 
@@ -52,6 +55,15 @@ class Surprisal:
         body = torch.maximum((high - middle) / math.log(0.5 / BODY_END), least)
         points = [torch.stack([values, nats]), beyond.unsqueeze(1), torch.stack([high, body]).unsqueeze(1)]
         return cls(torch.cat(points, 1))
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], name: str) -> Surprisal:
+        """Be as the one whose ``state`` has this name; KeyError or ValueError if it cannot be."""
+        state = expect(tensors, name, torch.float64, 2, None)
+        points, (_, scale) = state[:, :-1], state[:, -1]
+        if points.shape[1] < 2 or (points.diff() <= 0).any() or (points[1] < 0).any() or scale <= 0:
+            raise ValueError(f"scale {name} does not rise")
+        return cls(state)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(B,) -> (B,) float64, nats, never negative, never decreasing in the score."""

@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewfire.anomaly.expect import expect
+
 __all__ = ["Views"]
 
+VIEWS = ("range", "standard", "asinh", "directions")
 FAR = 1000.0
 """where a value seen from outside is cut off: it is as strange as can be, and products of it stay finite"""
 SAME = 1e-9
 """a column whose range is this small beside its values is constant but for rounding"""
+TINY = 1e-200
+"""a deviation below it, in a column whose largest value is near 1, cannot be divided by"""
 NORMAL_IQR = 1.349
 """interquartile range of a standard normal"""
 DIRECTIONS = 64
@@ -34,12 +39,33 @@ class Views:
     columns do together. Of noise, which fills the last directions, less is made (``SHRINK``).
 
     Constant columns are in none of them: no scale is theirs. ``strange`` says where a row has another value.
+
+    Each column is first multiplied by a power of two, which changes no bit of what follows and lets columns of 1e-300
+    and 1e300 be squared.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = dict(state)
         self.columns: Tensor = state["columns"]
         """(d,) int64, those that vary"""
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor]) -> Views:
+        """Be as the one whose ``state`` this is; KeyError or ValueError if it cannot be."""
+        columns, usual = state["columns"], expect(state, "usual", torch.float64, None)
+        expect(state, "columns", torch.int64, len(columns))
+        if len(columns) and (columns[0] < 0 or columns[-1] >= len(usual) or (columns.diff() <= 0).any()):
+            raise ValueError("columns are not those of the table")
+        if len(columns):
+            for name in ("low", "mean", "median", "bent_mean"):
+                expect(state, name, torch.float64, len(columns))
+            for name in ("root", "width", "std", "spread", "bent_std"):
+                expect(state, name, torch.float64, len(columns), positive=True)
+        if "axes" in state:
+            axes = expect(state, "axes", torch.float64, len(columns), None)
+            expect(state, "centre", torch.float64, len(columns))
+            expect(state, "axis_scale", torch.float64, axes.shape[1], positive=True)
+        return cls(state)
 
     @property
     def n_columns(self) -> int:
@@ -55,16 +81,20 @@ class Views:
         always = {"columns": columns, "usual": rows[0].clone()}
         if not len(columns):
             return cls(always)
-        kept, low, width = rows[:, columns], low[columns], (high - low)[columns]
+        root = _root(torch.maximum(low.abs(), high.abs())[columns])
+        kept, low, high = (x * root * root for x in (rows[:, columns], low[columns], high[columns]))
+        width = high - low
         std, mean = torch.std_mean(kept, 0, correction=0)
         quarters = torch.from_numpy(np.quantile(kept.numpy(), (0.25, 0.5, 0.75), axis=0))  # torch's has a limit
         spread = (quarters[2] - quarters[0]) / NORMAL_IQR
-        spread = torch.where(spread > SAME * std, spread, std)
+        rounding = (SAME * quarters.abs().amax(0)).clamp(min=TINY)
+        spread = torch.where(spread > rounding, spread, std)
         bent_std, bent_mean = torch.std_mean(torch.asinh((kept - quarters[1]) / spread), 0, correction=0)
         variance = ((kept - low) / width).var(0, correction=0).mean()
         views = cls(
             {
                 **always,
+                "root": root,
                 "low": low,
                 "width": width * variance.sqrt(),
                 "mean": mean,
@@ -96,8 +126,18 @@ class Views:
         self._state |= {"centre": mean, "axes": axes, "axis_scale": scale}
 
     def __call__(self, rows: Tensor, names: Sequence[str]) -> Tensor:
-        """(B, D) float64 -> (B, len(names) * d) float32, the views side by side; together they weigh as much as one."""
+        """(B, D) float64 -> (B, len(names) * d) float32, the views side by side; together they weigh as much as one.
+
+        Raises
+        ------
+        ValueError
+            There is no view of such a name, or one is named twice.
+        """
+        if len(set(names) & set(VIEWS)) < len(names):
+            raise ValueError(f"expected different views of {', '.join(VIEWS)}; got {list(names)!r:.100}")
         kept = rows[:, self.columns]
+        if len(self.columns):
+            kept = kept * self._state["root"] * self._state["root"]
         seen = [getattr(self, f"_{name}")(kept).clamp(-FAR, FAR) for name in names]
         return torch.cat(seen, 1).div(math.sqrt(len(names))).float()
 
@@ -147,3 +187,9 @@ class Views:
     def state(self) -> dict[str, Tensor]:
         """All that was learned; ``Views(state)`` is this again."""
         return dict(self._state)
+
+
+def _root(largest: Tensor) -> Tensor:
+    """(d,) powers of two; times their squares, values of at most ``largest`` are at most 1. Squares may not exist."""
+    exponent = torch.frexp(largest).exponent.numpy()
+    return torch.from_numpy(np.ldexp(1.0, -((exponent + 1) // 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
@@ -27,11 +28,12 @@ from fewfire.anomaly import (
     save_detector,
     threshold,
 )
-from fewfire.disk import ModelFileError
+from fewfire.disk import ModelFileError, one_line
 from fewfire.estimators.building import draw_seed
 from fewfire.estimators.constraints import check_parameters, share, whole
 from fewfire.estimators.inputs import checked_rows, names_data, open_data
-from fewfire.rows import Categories, check_finite
+from fewfire.estimators.saving import plain
+from fewfire.rows import Categories, check_finite, column_names
 from fewfire.rows.tables import is_table
 
 __all__ = ["AnomalyDetector"]
@@ -96,6 +98,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     _sample: Sample | None = None
     _seed: int
+    _window: int
+    """of the last fit"""
+    _last: Tensor | None
+    """the window that the last row taken in ends: the next row's starts with all but its first"""
     _stale: bool = False
 
     def __init__(
@@ -146,7 +152,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Take in more rows of a stream.
 
         Of all rows so far a uniform sample of at most 65,536 is kept, the same whatever the calls they came in, and the
-        detector is learned anew from it when it is next asked. The first call decides the columns and categories.
+        detector is learned anew from it when it is next asked. The first call decides the columns and categories, and
+        ``window``: the first rows of a call follow the last ones of the call before.
 
         Raises
         ------
@@ -172,25 +179,28 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 f"contamination={self.contamination!r} and threshold={self.threshold!r} both say where usual ends; "
                 "set one of them"
             )
-        seed = draw_seed(self.random_state) if reset else self._seed
-        sample = Sample(MAX_ROWS, seed)
+        if reset:
+            self._seed, self._window, self._last = draw_seed(self.random_state), self.window or 1, None
+        sample = Sample(MAX_ROWS, self._seed)
         if not reset:
             sample.__dict__.update(vars(self._sample))
-        for rows in self._blocks(X, reset=reset):
+        for rows in self._blocks(X, reset=reset, last=self._last):
             sample.add(rows)
+            self._last = rows[-1].clone()
         if not sample.n_seen:
             raise ValueError("X has no rows; expected at least 1")
-        self._seed, self._sample = seed, sample
+        self._sample = sample
 
     def _learn(self) -> None:
         assert self._sample is not None
         self._detector = Detector(self._parts(), seed=self._seed).fit(self._sample.rows)
         usual = self._detector.usual
+        if self.contamination != "auto" or self.threshold == "novelty":
+            usual = self._detector(self._sample.rows).score.sort().values  # of all rows: ``usual`` may be of some
         if self.contamination == "auto":
             self._threshold = threshold(self.threshold, usual, self.false_alarms)
         else:
-            scores = self._detector(self._sample.rows).score
-            self._threshold = float(np.percentile(scores.numpy(), 100 * (1 - float(self.contamination))))
+            self._threshold = float(np.percentile(usual.numpy(), 100 * (1 - float(self.contamination))))
         self._stale = False
 
     def _parts(self) -> Sequence[Part] | None:
@@ -235,7 +245,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         for rows in self._blocks(X, reset=False):
             shares = detector(rows, explain=True).share
             assert shares is not None
-            shares = shares.view(len(rows), self.window or 1, -1).sum(1)
+            shares = shares.view(len(rows), self._window, -1).sum(1)
             found.append(shares.new_zeros(len(rows), self.n_features_in_).index_add_(1, self._column_of(), shares))
         return torch.cat(found).numpy()
 
@@ -251,17 +261,16 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------ rows
 
-    def _blocks(self, X: Any, *, reset: bool) -> Iterator[Tensor]:
-        """Encoded rows in blocks, (B, window * columns) float64, checked."""
-        previous: Tensor | None = None
+    def _blocks(self, X: Any, *, reset: bool, last: Tensor | None = None) -> Iterator[Tensor]:
+        """Encoded rows in blocks, (B, window * columns) float64, checked; after the window ``last``."""
         for block in self._encoded(X, reset=reset):
-            if self.window is None or self.window == 1:
+            if self._window == 1:
                 yield block
                 continue
-            before = block[:1].expand(self.window - 1, -1) if previous is None else previous
-            joined = torch.cat([before, block])
-            previous = joined[len(joined) - (self.window - 1) :]
-            yield joined.unfold(0, self.window, 1).transpose(1, 2).flatten(1)
+            before = block[:1].expand(self._window, -1) if last is None else last.view(self._window, -1)
+            windows = torch.cat([before[1:], block]).unfold(0, self._window, 1).transpose(1, 2).flatten(1)
+            last = windows[-1]
+            yield windows
 
     def _encoded(self, X: Any, *, reset: bool) -> Iterator[Tensor]:
         if names_data(X):
@@ -290,7 +299,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return None
         validate_data(self, X, reset=reset, skip_check_array=True)
         rows = categories(X)
-        check_finite(torch.from_numpy(rows), "X")
+        numbers = np.zeros(X.shape)  # as the table has its columns, so that an error names the place there
+        for column, first in enumerate(np.searchsorted(categories.column_of, np.arange(X.shape[1]))):
+            numbers[:, column] = rows[:, first]
+        check_finite(torch.from_numpy(numbers), "X", columns=column_names(X))
         self._settle(categories.found, reset)
         return rows
 
@@ -339,8 +351,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.detector_,
             path,
             {
-                "parameters": {k: v for k, v in self.get_params().items() if k != "random_state"},
-                "threshold": self.threshold_,
+                "parameters": {
+                    **{k: plain(v) for k, v in self.get_params().items() if k != "random_state"},
+                    "window": None if self._window == 1 else self._window,
+                },
+                "threshold": self.threshold_ if math.isfinite(self.threshold_) else "inf",  # JSON has no infinity
                 "n_features_in": self.n_features_in_,
                 "names": list(map(str, getattr(self, "feature_names_in_", ()))),
                 "categories": self.categories_,
@@ -360,15 +375,35 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             estimator = cls(**about["parameters"])
             check_parameters(estimator)
-            estimator.n_features_in_ = int(about["n_features_in"])
-            if about["names"]:
-                estimator.feature_names_in_ = np.array(about["names"], dtype=object)
-            estimator.categories_ = about["categories"]
-            estimator._threshold = float(about["threshold"])
-            width = len(estimator._column_of()) * (estimator.window or 1)
+            estimator._restore(detector, about)
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{path} does not say what an AnomalyDetector is made of; fit it again") from error
-        if width != detector.n_columns or len(about["names"]) not in (0, estimator.n_features_in_):
-            raise ModelFileError(f"{path}: its columns are {width}, its detector's {detector.n_columns}")
-        estimator._detector, estimator._stale = detector, False
+            what = one_line(error, 150)
+            raise ModelFileError(f"{path} does not say what an AnomalyDetector is made of ({what})") from error
         return estimator
+
+    def _restore(self, detector: Detector, about: dict[str, Any]) -> None:
+        """Be fitted, as a file says. KeyError, TypeError or ValueError: it does not say it."""
+        match about:
+            case {"n_features_in": int(n), "names": [*names], "categories": None | [*_] as categories}:
+                found = None if categories is None else Categories([_labels(labels) for labels in categories])
+            case _:
+                raise ValueError("it has no columns")
+        self._window = self.window or 1
+        width = (n if found is None else len(found.column_of)) * self._window
+        if width != detector.n_columns or (found is not None and len(found.found) != n):
+            raise ValueError(f"its columns are {width}, its detector's {detector.n_columns}")
+        if names and not (len(names) == n and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"it has {len(names)} names of {n} columns")
+        self._threshold = float(about["threshold"])
+        if math.isnan(self._threshold):
+            raise ValueError("its threshold is no number")
+        self.n_features_in_, self.categories_ = n, None if found is None else found.found
+        if names:
+            self.feature_names_in_ = np.array(names, dtype=object)
+        self._detector, self._stale = detector, False
+
+
+def _labels(labels: Any) -> Sequence[str] | None:
+    if labels is None or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        return labels
+    raise ValueError("its categories are not text")

@@ -18,7 +18,7 @@ from fewfire.estimators.constraints import check_parameters
 from fewfire.estimators.training import MAX_RECORDS, thinned
 from fewfire.trainer import TrainConfig
 
-__all__ = ["read", "write"]
+__all__ = ["plain", "read", "write"]
 
 HEAD_VERSION = 1
 MAX_NAMES = 2 << 20
@@ -51,7 +51,7 @@ def write(estimator: Any, path: str | os.PathLike[str]) -> None:
     head = {
         "class": type(estimator).__name__,
         "version": HEAD_VERSION,
-        "parameters": {name: _plain(value) for name, value in estimator.get_params(deep=False).items()},
+        "parameters": {name: plain(value) for name, value in estimator.get_params(deep=False).items()},
         "fitted": {
             "n_features_in": estimator.n_features_in_,
             "n_iter": estimator.n_iter_,
@@ -62,16 +62,16 @@ def write(estimator: Any, path: str | os.PathLike[str]) -> None:
     files.save(estimator.module_, path, estimator=head)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A parameter as JSON has it. A RandomState has no such form: None, as the next fit would have another state."""
     if isinstance(value, np.random.RandomState):
         return None
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
+        return {name: plain(v) for name, v in value.items()}
     return value.config() if isinstance(value, Named) else value
 
 

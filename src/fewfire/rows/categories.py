@@ -96,4 +96,9 @@ def _is_text(column: Any) -> bool:
 
 
 def _texts(column: Any) -> list[str]:
-    return [MISSING if is_missing(value) else str(value) for value in np.asarray(column).tolist()]
+    return [MISSING if is_missing(value) else _text(value) for value in np.asarray(column).tolist()]
+
+
+def _text(value: Any) -> str:
+    """Categories that are whole numbers come as floats from a column with empty cells."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
