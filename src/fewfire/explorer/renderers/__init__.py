@@ -1,0 +1,8 @@
+"""How rows of each kind of data come to the page: one class in one file a kind, here and in ``frontend/src/renderers``."""
+
+from fewfire.explorer.renderers.family import Marks, Renderer, contributions, renderer_for
+from fewfire.explorer.renderers.image import Image
+from fewfire.explorer.renderers.series import Series
+from fewfire.explorer.renderers.table import Table
+
+__all__ = ["Image", "Marks", "Renderer", "Series", "Table", "contributions", "renderer_for"]
