@@ -11,7 +11,7 @@ export function Look({ look, size }) {
 }
 
 export function Example({ row, marks, heat }) {
-  return <Pixels picture={unpack(row.look.x)} heat={heat ? marks.heat : undefined} size={76} label={`row ${row.row}`} />;
+  return <Pixels picture={unpack(row.look.x)} heat={heat ? marks.heat : undefined} size={72} label={`row ${row.row}`} />;
 }
 
 export function Drawing({ drawing }) {
@@ -38,8 +38,18 @@ export function Drawing({ drawing }) {
   );
 }
 
-export function Whole({ row, size = 150 }) {
+export function Whole({ row, brief }) {
   const { x, recon, target } = row.look;
+  const size = brief ? 72 : 150;
+  if (brief) {
+    return (
+      <div class="filters pair">
+        {[target || x, recon].filter(Boolean).map((picture, i) => (
+          <Pixels key={i} picture={unpack(picture)} size={size} label={i ? 'its reconstruction' : 'the row'} />
+        ))}
+      </div>
+    );
+  }
   const error = row.why.error && unpack(row.why.error);
   return (
     <div class="filters">
@@ -59,7 +69,7 @@ export function Whole({ row, size = 150 }) {
           <figcaption>reconstruction</figcaption>
         </figure>
       )}
-      {error && recon && size > 100 && (
+      {error && recon && (
         <figure>
           <Pixels picture={unpack(target || x)} heat={error} size={size} label="where the error is" />
           <figcaption>

@@ -111,7 +111,7 @@ function Lead({ meta }) {
       </div>
       {meta.kind !== 'normal' && (
         <figure class="overview">
-          <Histogram {...meta.density} height={92} log ticks={(t) => percent(10 ** t)} label="how many features fire how often" />
+          <Histogram {...meta.density} height={92} log ticks={(t) => `${Number((100 * 10 ** t).toPrecision(1))}%`} label="how many features fire how often" />
           <figcaption>
             features by how often they <Hint of="fires">fire</Hint>
           </figcaption>

@@ -34,7 +34,7 @@ export function RowsView({ meta, query }) {
         <div>
           <h1>Rows of {meta.data}</h1>
           <p>
-            Each with what the model makes of it. Open one to see which features fire on it, and how it is rebuilt from them.
+            Each beside what the model makes of it. Open one to see which features fire on it, and how it is rebuilt from them.
             {asked.value && asked.value.total < meta.n_rows && !only ? ` Of ${count(meta.n_rows)} rows read, ${count(asked.value.total)} are kept here: those that are examples, and some spread evenly.` : ''}
           </p>
         </div>
@@ -69,13 +69,13 @@ export function RowsView({ meta, query }) {
       <div class={`cards ${meta.renderer}`}>
         {shown.map((row, i) => (
           <a key={row.id} class={`card ${i === at ? 'on' : ''}`} href={`#/row/${row.id}`}>
-            <Whole row={row} meta={meta} size={64} brief />
+            <Whole row={row} meta={meta} brief />
             <span class="value">
               <b>{count(row.row)}</b>
               {row.label && <small>{row.label}</small>}
               {row.anomaly ? <em class="mark">anomaly</em> : null}
-              <small class="end">
-                {meta.kind === 'normal' ? '' : `${plural(row.n_active, 'feature')} · `}error {short(row.score)}
+              <small class="end" title={meta.kind === 'normal' ? undefined : plural(row.n_active, 'active feature')}>
+                error {short(row.score)}
               </small>
             </span>
           </a>

@@ -9,6 +9,7 @@ export function RunView({ meta }) {
   const { value: run, error } = useAsked(() => get('run.json'), []);
   if (error) return <Failed error={error} />;
   if (!run) return null;
+  const curves = run.curves.filter(({ line, held_out }) => new Set([...line.values, ...held_out.values]).size > 1);
   const shape = (s) => s.join(' × ');
   return (
     <article class="run">
@@ -22,11 +23,11 @@ export function RunView({ meta }) {
           </p>
         </div>
       </section>
-      {run.curves.length > 0 && (
+      {curves.length > 0 && (
         <section>
           <h2>Training</h2>
           <div class="charts">
-            {run.curves.map((curve) => (
+            {curves.map((curve) => (
               <figure key={curve.name}>
                 <figcaption>
                   {curve.title} <small>ends at {short(curve.line.values.at(-1))}{curve.held_out.values.length ? ', dots are held-out rows' : ''}</small>

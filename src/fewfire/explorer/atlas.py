@@ -14,7 +14,9 @@ from fewfire.explorer.neighbours import Near
 
 __all__ = ["lay_out"]
 
-ROUNDS = 300
+ROUNDS = 150
+PULLED = 6
+"""neighbours, the nearest, that pull each feature"""
 REPELLED = 6
 """others, drawn at random, that push each feature away in each round"""
 FAR = 4.0
@@ -27,7 +29,7 @@ def lay_out(vectors: Tensor, near: Near, *, seed: int = 0) -> npt.NDArray[np.flo
 
     Starts from the two main axes. Then, in ``ROUNDS`` rounds, every feature is pulled to its neighbours and pushed from
     a few others with the forces of UMAP (McInnes et al. 2018, equation 17, with a = b = 1), all features at once: a
-    round is a few gathers and sums over (L, N_NEAR), so that 100,000 features take seconds.
+    round is a few gathers and sums over (L, PULLED), so that 100,000 features take seconds.
     """
     n = len(vectors)
     if n < 3:
@@ -63,8 +65,9 @@ def _main_axes(vectors: Tensor, seed: int) -> Tensor:
 
 def _edges(near: Near, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Source, target and weight of every pair of neighbours, in both directions."""
-    source = torch.arange(n).repeat_interleave(near.features.shape[1])
-    target, likeness = torch.from_numpy(near.features).flatten(), torch.from_numpy(near.likeness).flatten()
+    nearest, likeness = (torch.from_numpy(side)[:, :PULLED] for side in near)
+    source = torch.arange(n).repeat_interleave(nearest.shape[1])
+    target, likeness = nearest.flatten(), likeness.flatten()
     known = (target >= 0) & (likeness > 0)
     source, target, weight = source[known], target[known], likeness[known]
     return torch.cat([source, target]), torch.cat([target, source]), torch.cat([weight, weight])

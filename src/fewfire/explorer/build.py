@@ -30,7 +30,7 @@ from fewfire.explorer.atlas import lay_out
 from fewfire.explorer.choosing import choose
 from fewfire.explorer.describing import about_model, about_run, comparison, labels_of
 from fewfire.explorer.neighbours import by_angle, by_firing
-from fewfire.explorer.packing import to_json
+from fewfire.explorer.packing import plain, to_json
 from fewfire.explorer.pages import Pages
 from fewfire.explorer.progress import Stages
 from fewfire.explorer.renderers import Marks, renderer_for
@@ -166,7 +166,7 @@ class _Building:
         marks: Marks = {}
         with store.create(self.place / store.FILE) as connection:
             with self.stages("showing rows", found.n_rows) as advance:
-                shown = show(self.model, self.source, renderer, found, examples, anomalies, classes.label, advance, marks)
+                shown = show(self.model, self.source, renderer, found, examples, anomalies, classes.label, advance, codes, marks)
                 connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", shown)
                 connection.executemany("INSERT INTO documents VALUES (?, ?)", renderer.documents())
             with self.stages("writing features", self.model.latent_shape[0]) as advance:
@@ -178,7 +178,7 @@ class _Building:
             parts["run"] = about_run(self.run, self.source)
             if compare is not None:
                 parts["comparison"] = comparison(self.model, compare)
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", ((n, to_json(v)) for n, v in parts.items()))
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", ((n, to_json(plain(v))) for n, v in parts.items()))
 
     def _firing(self) -> Iterator[Entries]:
         for entries in read_codes(self.place / CODES):

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["packed", "rounded", "to_json"]
+__all__ = ["packed", "plain", "rounded", "to_json"]
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON, with ``<``, ``>`` and ``&`` escaped and what is not finite as null."""
-    text = json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Compact JSON of plain values, with ``<``, ``>`` and ``&`` escaped. What is not finite is refused: see ``plain``."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -35,11 +35,12 @@ def rounded(value: float, digits: int = 5) -> float | None:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """With numpy's numbers as Python's, and seven digits of each; null for what is not finite."""
     if isinstance(value, float):
         return rounded(value, 7)
     if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items()}
+        return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value.item() if isinstance(value, np.generic) else value
+        return [plain(inner) for inner in value]
+    return plain(value.item()) if isinstance(value, np.generic) else value

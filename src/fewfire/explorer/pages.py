@@ -122,21 +122,21 @@ class Pages:
 
     def _pages(self, advance: Callable[[int], Any]) -> Iterator[tuple[int, str, str, str]]:
         drawings = self.renderer.drawings()
-        low = np.minimum(self.found.low, 0)
+        low, counts = np.minimum(self.found.low, 0), self.found.histogram.tolist()
         for i in range(self.n_features):
             rows, values = self.examples.rows[i], self.examples.values[i]
             marks = {name: packed(table[i]) for name, table in self.marks.items()}
             page = {
                 "id": i,
-                "density": float(self.density[i]),
+                "density": rounded(self.density[i]),
                 "fired": int(self.found.fired[i]),
-                "max": float(self.found.high[i]),
-                "mean": float(self.mean[i]),
-                "norm": float(self.norm[i]),
+                "max": rounded(self.found.high[i]),
+                "mean": rounded(self.mean[i]),
+                "norm": rounded(self.norm[i]),
                 "dead": int(self.dead[i]),
                 "dense": int(self.dense[i]),
                 "label": self.labels[i],
-                "histogram": {"low": float(low[i]), "high": float(self.found.high[i]), "counts": self.found.histogram[i].tolist()},
+                "histogram": {"low": rounded(low[i]), "high": rounded(self.found.high[i]), "counts": counts[i]},
                 "examples": {"rows": rows.tolist(), "values": packed(values), **marks},
                 "near": {name: self._near(near, i) for name, near in self.near.items()},
                 "drawing": drawings[i],
@@ -150,8 +150,8 @@ class Pages:
 
     def _near(self, near: Near, i: int) -> list[list[Any]]:
         """(feature, likeness) of each."""
-        pairs = zip(near.features[i].tolist(), near.likeness[i].tolist(), strict=True)
-        return [[j, rounded(likeness, 3)] for j, likeness in pairs if j >= 0]
+        pairs = zip(near.features[i].tolist(), near.likeness[i].astype(np.float64).round(3).tolist(), strict=True)
+        return [[j, likeness] for j, likeness in pairs if j >= 0]
 
     def _numbers_near(self, i: int) -> str:
         numbers = {j for near in self.near.values() for j in near.features[i].tolist() if j >= 0}

@@ -21,7 +21,7 @@ from fewfire.rows import check_finite
 from fewfire.scoring import score_rows
 from fewfire.sparse_codes import finds_codes
 
-__all__ = ["N_BINS", "N_SAMPLED", "N_TOP", "Scan", "batches", "codes_of", "read_codes", "scan"]
+__all__ = ["N_BINS", "N_SAMPLED", "N_TOP", "Scan", "as_sparse", "batches", "codes_of", "codes_of_rows", "read_codes", "scan"]
 
 N_TOP = 16
 """strongest examples of a feature"""
@@ -159,6 +159,22 @@ def read_codes(codes: Path) -> Iterator[Entries]:
             rows = np.repeat(np.arange(first, first + len(part)), lengths)
             yield Entries(indices.flatten().to_numpy().astype(np.int64), rows, values.flatten().to_numpy())
             first += len(part)
+
+
+def codes_of_rows(codes: Path, wanted: npt.NDArray[np.bool_]) -> Entries:
+    """The entries of the rows (n,) that are wanted, sorted by row."""
+    parts = [entries.where(wanted[entries.rows]) for entries in read_codes(codes)]
+    return Entries(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+
+
+def as_sparse(entries: Entries, n_rows: int) -> SparseCodes:
+    """Entries sorted by row, rows counted from 0, as SparseCodes (n_rows, K)."""
+    lengths = np.bincount(entries.rows, minlength=n_rows)
+    slots = np.arange(len(entries.rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    indices = np.zeros((n_rows, max(1, int(lengths.max(initial=0)))), dtype=np.int64)
+    values = np.zeros(indices.shape, dtype=np.float32)
+    indices[entries.rows, slots], values[entries.rows, slots] = entries.features, entries.values
+    return SparseCodes(torch.from_numpy(indices), torch.from_numpy(values))
 
 
 class _Counts:

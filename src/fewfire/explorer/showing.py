@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ from fewfire.contracts import Batch, Source
 from fewfire.explorer.choosing import Examples
 from fewfire.explorer.packing import packed, rounded, to_json
 from fewfire.explorer.renderers import Marks, Renderer
-from fewfire.explorer.scan import Scan, batches, codes_of
+from fewfire.explorer.scan import Scan, as_sparse, batches, codes_of_rows
+from fewfire.explorer.smallest import Entries
 from fewfire.scoring import score_rows
+from fewfire.sparse_codes import finds_codes
 
 __all__ = ["Anomalies", "show", "shown_rows"]
 
@@ -54,10 +57,12 @@ def show(
     anomalies: Anomalies,
     labels: Callable[[npt.NDArray[np.int64]], list[str]],
     advance: Callable[[int], Any],
+    codes: Path,
     marks: Marks,
 ) -> Iterator[Line]:
     """Lines of the table ``rows``, in order. ``marks`` is filled in on the way: name -> (L * E, ...) of the examples."""
     wanted = shown_rows(examples, anomalies, found.n_rows)
+    entries = codes_of_rows(codes, wanted)
     flat = examples.rows.ravel()
     order = np.argsort(flat, kind="stable")
     order = order[np.searchsorted(flat[order], 0) :]
@@ -68,7 +73,10 @@ def show(
         _mark(renderer, batch, flat[span] - first, span, width, len(flat), marks)
         inside = np.flatnonzero(wanted[first:last])
         if len(inside):
-            yield from _lines(model, renderer, batch, inside, first, found, anomalies, labels)
+            span = slice(*np.searchsorted(entries.rows, (first, last)))
+            own = Entries(*(side[span] for side in entries))
+            own = own._replace(rows=np.searchsorted(inside, own.rows - first))
+            yield from _lines(model, renderer, batch, inside, first, own, found, anomalies, labels)
         advance(last - first)
 
 
@@ -91,16 +99,18 @@ def _lines(
     batch: Batch,
     inside: npt.NDArray[np.int64],
     first: int,
+    entries: Entries,
     found: Scan,
     anomalies: Anomalies,
     labels: Callable[[npt.NDArray[np.int64]], list[str]],
 ) -> Iterator[Line]:
-    """Of some rows of a batch."""
+    """Of some rows of a batch; ``entries`` are their codes, rows counted as in ``inside``."""
     x, x_target = batch.x_in[inside], batch.x[inside]
     target = x if batch.x is batch.x_in else x_target
-    entries, _ = codes_of(model, x)
-    recon = model.reconstruct(x).cpu()
-    share = score_rows(model, x, None if target is x else target).share
+    codes = as_sparse(entries, len(inside)) if finds_codes(model) else None
+    like = x if x.shape == target.shape else None
+    recon = (model.reconstruct(x) if codes is None else model.decode(codes, like=like)).cpu()
+    share = score_rows(model, x, None if target is x else target, codes).share
     looks, reasons = renderer.rows(x, target, recon), renderer.reasons(share)
     starts = np.searchsorted(entries.rows, np.arange(len(inside) + 1))
     names = labels(batch.rows[inside].numpy())
@@ -109,10 +119,10 @@ def _lines(
         part = slice(starts[i], starts[i + 1])
         strongest = np.argsort(-np.abs(entries.values[part]), kind="stable")[:MOST_CODES]
         features = entries.features[part][strongest]
-        codes = {"features": features.tolist(), "values": packed(entries.values[part][strongest])}
+        strengths = {"features": features.tolist(), "values": packed(entries.values[part][strongest])}
         score, n_active = rounded(float(anomalies.score[number])), int(found.n_active[number])
         is_anomaly = int(anomalies.is_anomaly[number])
         page = {"id": number, "row": int(batch.rows[place]), "score": score, "n_active": n_active, "anomaly": is_anomaly}
-        page |= {"label": names[i], "look": looks[i], "why": reasons[i], "codes": codes}
+        page |= {"label": names[i], "look": looks[i], "why": reasons[i], "codes": strengths}
         document, listed = looks[i].get("document"), ",".join(map(str, features.tolist()))
         yield number, score, n_active, is_anomaly, names[i], to_json(page), document, listed

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewfire import plot
+from fewfire.autoencoder import Autoencoder
+from fewfire.contracts import Source
 from fewfire.explorer.choosing import Examples
 from fewfire.explorer.packing import packed
 from fewfire.explorer.renderers.family import Marks, Renderer, contributions
@@ -20,12 +22,22 @@ from fewfire.explorer.renderers.patterns import describe
 
 __all__ = ["Image"]
 
+LEAST_CONTRAST = 0.5
+"""of the usual difference between a picture's lightest and darkest value"""
+SAMPLED = 512
+"""pictures from which the usual one is known"""
 MOST_PIXELS = 96
 """of a side; larger pictures are shrunk, for a page shows dozens of them"""
 
 
 class Image(Renderer, name="image"):
     """Grey or colour pictures, each in the scale of its own target, so that it compares with its reconstruction."""
+
+    def __init__(self, model: Autoencoder, source: Source) -> None:
+        super().__init__(model, source)
+        first = next(iter(source.batches(SAMPLED, shuffle=False))).x.flatten(1)
+        self.least = LEAST_CONTRAST * float((first.amax(1) - first.amin(1)).median()) if len(first) else 0.0
+        """no picture's scale is narrower: noise in a flat one must not look like a pattern"""
 
     def about(self) -> dict[str, Any]:
         return {"shape": list(self._size)}
@@ -80,7 +92,9 @@ class Image(Renderer, name="image"):
     def _pictures(self, rows: Tensor, scale: Tensor) -> npt.NDArray[np.uint8]:
         """(B, h, w) or (B, h, w, 3)."""
         flat, limits = rows.flatten(1), scale.flatten(1)
-        tiles = plot.tiles(flat, self.layout, limits=(limits.amin(1), limits.amax(1)))
+        low, high = limits.amin(1), limits.amax(1)
+        wider = (self.least - (high - low)).clamp_min(0) / 2
+        tiles = plot.tiles(flat, self.layout, limits=(low - wider, high + wider))
         return _bytes(self._shrunk(tiles))
 
     def _shrunk(self, tiles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
