@@ -19,6 +19,7 @@ FLOORS = {
         "evaluation",
         "files",
         "formats",
+        "harvesting",
         "outputs",
         "probing",
         "scoring",
@@ -28,7 +29,7 @@ FLOORS = {
     ],
     3: ["autoencoder"],
     2: ["activations", "sources", "sparse_codes"],
-    1: ["terms", "networks", "corruptions", "preprocess"],
+    1: ["terms", "networks", "corruptions", "preprocess", "store"],
     0: ["contracts", "metrics", "disk", "kernels", "rng", "rows", "_version"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

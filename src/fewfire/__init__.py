@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     )
     from fewfire.evaluation import evaluate
     from fewfire.files import save
+    from fewfire.harvesting import harvest
     from fewfire.networks import Linear, Mlp, Network
     from fewfire.preprocess import Preprocess
     from fewfire.sources import ArraySource, SyntheticWorld, Views, digits, open_source, patches
+    from fewfire.store import ActivationStore
     from fewfire.terms import (
         BCE,
         L1,
@@ -92,9 +94,11 @@ _HOME = {
     ),
     "fewfire.evaluation": ("evaluate",),
     "fewfire.files": ("save",),
+    "fewfire.harvesting": ("harvest",),
     "fewfire.networks": ("Linear", "Mlp", "Network"),
     "fewfire.preprocess": ("Preprocess",),
     "fewfire.sources": ("ArraySource", "SyntheticWorld", "Views", "digits", "open_source", "patches"),
+    "fewfire.store": ("ActivationStore",),
     "fewfire.terms": (
         "BCE",
         "L1",
@@ -120,6 +124,7 @@ __all__ = [
     "L1",
     "MSE",
     "Activation",
+    "ActivationStore",
     "ArraySource",
     "Autoencoder",
     "AuxK",
@@ -175,6 +180,7 @@ __all__ = [
     "calibrate",
     "digits",
     "evaluate",
+    "harvest",
     "load",
     "metrics",
     "open_source",

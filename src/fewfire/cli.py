@@ -41,8 +41,8 @@ DataArg = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A file (.npy, .npz, .csv, .parquet, .safetensors), a folder of images, or a built-in name: digits, "
-        "patches, world.",
+        help="A file (.npy, .npz, .csv, .parquet, .safetensors), a folder of images, an activation store, or a "
+        "built-in name: digits, patches, world.",
     ),
 ]
 MaybeData = Annotated[str | None, typer.Argument(metavar="[DATA]", help="Default: what the run was trained on.")]
@@ -198,6 +198,47 @@ def score(
 
 
 @app.command()
+def harvest(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder as save_pretrained writes it, or an installed package.")
+    ],
+    texts: Annotated[
+        str | None,
+        typer.Argument(metavar="TEXTS", help=".txt (a document a line), .jsonl, .csv, .parquet; or docstrings."),
+    ] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layer", help="A layer's name; `list` shows all. Repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the store.")] = None,
+    per: Annotated[
+        str, typer.Option(help="A row per: token; or document, as the mean, first or last token.")
+    ] = "token",
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+    column: Annotated[str | None, typer.Option(help="The column of the texts. Default: text, or the only one.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of labels, for people to see.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many documents.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Cut longer documents. Default: what the model takes.")] = None,
+    special_tokens: Annotated[bool, typer.Option("--special-tokens", help="Keep [CLS] and the like too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on behind the last whole shard.")] = False,
+) -> None:
+    """Run a model over texts and keep what its layers put out: data for `fewfire train`. Nothing is downloaded."""
+    from fewfire import harvesting
+
+    if layers == ["list"]:
+        typer.echo("\n".join(harvesting.layer_tree(harvesting.load_model(model).model)))
+        return
+    if texts is None or out is None or not layers:
+        raise ValueError("expected MODEL TEXTS --layer NAME --out STORE; --layer list shows the names")
+    stores = harvesting.harvest(
+        model, texts, layers, out, per=per, dtype=dtype, column=column, label=label, limit=limit,
+        max_tokens=max_tokens, special_tokens=special_tokens, resume=resume,
+    )  # fmt: skip
+    for store in stores.values():
+        _say(f"{store.path}: {store.n_rows:,} rows of {store.d:,} from {store.n_documents:,} documents")
+    _say(f"Next: fewfire train {next(iter(stores.values())).path} --out run")
+
+
+@app.command()
 def convert(
     source: Annotated[
         Path, typer.Argument(metavar="FROM", help="A model, or a folder of SAELens, dictionary_learning or sparsify.")
@@ -280,14 +321,19 @@ def explore(
 
 @app.command()
 def demo(
-    what: Annotated[str, typer.Argument(metavar="[patches|digits]")] = "patches",
+    what: Annotated[str, typer.Argument(metavar="[patches|digits|text]")] = "patches",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the run.")] = None,
+    texts: Annotated[Path | None, typer.Option("--data", help="Texts of your own, for the text demo.")] = None,
     show: Annotated[bool | None, typer.Option("--open/--no-open", help="Show the report in a browser.")] = None,
 ) -> None:
-    """Train on real data that ships with scikit-learn, and show the report. Under a minute, offline."""
+    """Train on real data that is here already, and show the report. A minute or so, offline.
+
+    patches and digits ship with scikit-learn. text harvests a small language model, which the text extra brings, on
+    sentences from the documentation of installed packages.
+    """
     from fewfire.demo import run_demo
 
-    page = run_demo(what, out)
+    page = run_demo(what, out, texts=texts)
     _say(f"open {page}")
     if show if show is not None else _has_screen():
         webbrowser.open(page.resolve().as_uri())

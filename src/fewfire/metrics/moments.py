@@ -32,7 +32,12 @@ class Moments:
         if n == 0:
             return
         mean = x.mean(0)
-        m2 = (x - mean).square().sum(0)
+        self.merge(n, mean, (x - mean).square().sum(0))
+
+    def merge(self, n: int, mean: Tensor, m2: Tensor) -> None:
+        """Take in ``n`` more rows by their own mean and squared deviations, (...) each in float64."""
+        if n == 0:
+            return
         total = self.count + n
         delta = mean - self.mean
         self.m2 = self.m2 + m2 + delta.square() * (self.count * n / total)

@@ -80,9 +80,11 @@ def resolved(config: RunConfig, trainer: Trainer) -> RunConfig:
 def provenance(trainer: Trainer, data: str) -> dict[str, Any]:
     """Where a model comes from, and which reconstruction errors are usual there; saved with it."""
     usual = threshold(trainer.model, trainer.validation or trainer.source, quantile=USUAL_ROWS)
+    origin = getattr(trainer.source, "origin", None)
     return {
         "data": data,
         "data_fingerprint": trainer.source.fingerprint,
+        **({} if origin is None else {"origin": origin}),
         "rows": trainer.source.n_rows,
         "objective": [term.config() for term in trainer.terms.values()],
         "train": trainer.config.model_dump(mode="json"),

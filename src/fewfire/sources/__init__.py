@@ -9,6 +9,7 @@ a short label, and ``suggested_preprocess``, what suits their data. ``open_sourc
     open_source("table.parquet")            # or .csv: streamed, larger than memory if need be
     open_source("sensors.csv", window=64)   # windows of a time series
     open_source("photographs/", patch=8)    # a folder of pictures, whole or in patches
+    open_source("store/")                   # what a layer of a model put out: fewfire harvest
     open_source("in.npy", target="out.npy")  # what a layer was given, and what it made of it
     open_source("a.npy", views=["b.npy"])   # several views of the same rows
     open_source(array)                      # numpy, torch, a DataFrame, a sparse matrix
@@ -16,6 +17,7 @@ a short label, and ``suggested_preprocess``, what suits their data. ``open_sourc
 How to add a kind: :mod:`fewfire.sources.registry`.
 """
 
+from fewfire.sources.activations import StoreSource
 from fewfire.sources.arrays import ArraySource
 from fewfire.sources.blocks import BlockSource
 from fewfire.sources.builtin import digits, patches, photographs
@@ -43,6 +45,7 @@ __all__ = [
     "Pairs",
     "ParquetSource",
     "SafetensorsSource",
+    "StoreSource",
     "SyntheticWorld",
     "Views",
     "cut_windows",

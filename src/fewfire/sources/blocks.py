@@ -21,6 +21,7 @@ from torch import Tensor
 from fewfire import rng
 from fewfire.contracts import Batch, Layout
 from fewfire.preprocess import Spec
+from fewfire.rows import take
 from fewfire.sources.ahead import ahead
 
 __all__ = ["PIECE_BYTES", "SHUFFLE_BYTES", "BlockReader", "BlockSource", "Rows"]
@@ -30,7 +31,7 @@ PIECE_BYTES = 4 << 20
 """of rows that a reader hands over at once, about"""
 
 Rows = npt.NDArray[Any]
-"""(n, *row shape) float32 or float64"""
+"""(n, *row shape) float32 or float64; or float16, of which a pool holds twice as many, and a batch is float32"""
 Positions = npt.NDArray[np.int64]
 
 
@@ -46,7 +47,7 @@ class BlockReader(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float32 where it holds every value exactly, else float64."""
+        """float32 where it holds every value exactly, else float64; float16 where the file has nothing else."""
         ...
 
     @property
@@ -87,7 +88,7 @@ class _Pool:
 
     def take(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         where = slice(first, last) if self.order is None else self.order[first:last]
-        return self.x[where], self.rows[where]
+        return take(self.x, where), self.rows[where]
 
 
 @dataclass(frozen=True)
