@@ -15,6 +15,7 @@ export const TERMS = {
   writes: 'What the feature adds to a reconstruction: its decoder row. Grey is nothing, white is more, black is less.',
   reads: 'What the feature looks for: its encoder row.',
   heat: 'Where the row made the feature fire: each value times the encoder’s weight for it, positive parts only.',
+  tokens: 'How strongly the feature fires on each token: the warmer, the stronger. The token of the row itself is underlined.',
   columns: 'What each column added to the feature’s activation: value times weight, in the model’s own units. Largest first.',
   miss: 'Rows on which the feature stayed silent but came closest to firing. They show where its boundary lies.',
   quantile: 'Rows at the middle of the feature’s range rather than at its top. If they look different, the feature means several things.',

@@ -34,7 +34,7 @@ from fewfire.explorer.packing import plain, to_json
 from fewfire.explorer.pages import Pages
 from fewfire.explorer.progress import Stages
 from fewfire.explorer.renderers import Marks, renderer_for
-from fewfire.explorer.scan import Scan, read_codes, scan
+from fewfire.explorer.scan import Codes, Scan, scan
 from fewfire.explorer.showing import Anomalies, show
 from fewfire.explorer.smallest import Entries
 from fewfire.runs import Run
@@ -152,16 +152,16 @@ class _Building:
     def write(self, key: str, compare: Run | None) -> None:
         classes = labels_of(self.source, self.limit)
         with self.stages("reading rows", self.limit) as advance:
-            codes = self.place / CODES
-            found = scan(self.model, self.source, codes, limit=self.limit, classes=classes.number, advance=advance)
+            found = scan(self.model, self.source, self.place / CODES, limit=self.limit, classes=classes.number, advance=advance)
+        codes = Codes(self.place / CODES)
         with self.stages("choosing examples"):
             examples = choose(self.model, self.source, found)
         vectors = plot.feature_vectors(self.model)
         with self.stages("finding neighbours"):
-            near = {"angle": by_angle(vectors), "firing": by_firing(self._firing(), found.fired, found.n_rows)}
+            near = {"angle": by_angle(vectors), "firing": by_firing(self._firing(codes), found.fired, found.n_rows)}
         with self.stages("drawing the map"):
             places = lay_out(vectors, near["angle"])
-        renderer = renderer_for(self.model, self.source)
+        renderer = renderer_for(self.model, self.source, codes)
         anomalies, threshold = _anomalies(self.run, found)
         marks: Marks = {}
         with store.create(self.place / store.FILE) as connection:
@@ -180,8 +180,8 @@ class _Building:
                 parts["comparison"] = comparison(self.model, compare)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", ((n, to_json(plain(v))) for n, v in parts.items()))
 
-    def _firing(self) -> Iterator[Entries]:
-        for entries in read_codes(self.place / CODES):
+    def _firing(self, codes: Codes) -> Iterator[Entries]:
+        for entries in codes:
             yield entries.where(self.model.activation.active(torch.tensor(entries.values)).numpy())
 
 

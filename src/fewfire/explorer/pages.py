@@ -88,11 +88,14 @@ class Pages:
         }
 
     def _labels(self) -> list[str]:
-        """From the renderer; or after the class on whose rows it mostly fires."""
+        """After the class on whose rows it mostly fires, unless the renderer has better words."""
         own = self.renderer.labels(self.examples)
         main = self._main_class()
         named = [self.classes[c] if c >= 0 else "" for c in main.tolist()]
-        return [" · ".join(part for part in (f"mostly {name}" if name else "", label) if part) for label, name in zip(own, named, strict=True)]
+        words = zip(own, named, strict=True)
+        if self.renderer.names_well:
+            return [label or (f"mostly {name}" if name else "") for label, name in words]
+        return [f"mostly {name}" if name else label for label, name in words]
 
     def _main_class(self) -> npt.NDArray[np.int64]:
         """(L,) the class of most of the rows on which it fires, -1 where there is none."""

@@ -21,7 +21,7 @@ from fewfire.rows import check_finite
 from fewfire.scoring import score_rows
 from fewfire.sparse_codes import finds_codes
 
-__all__ = ["N_BINS", "N_SAMPLED", "N_TOP", "Scan", "as_sparse", "batches", "codes_of", "codes_of_rows", "read_codes", "scan"]
+__all__ = ["N_BINS", "N_SAMPLED", "N_TOP", "Codes", "Scan", "as_sparse", "batches", "codes_of", "scan"]
 
 N_TOP = 16
 """strongest examples of a feature"""
@@ -149,22 +149,36 @@ def _height(latents: Tensor) -> Tensor:
     return (latents.flatten(2).amax(2) if latents.ndim > 2 else latents).cpu()
 
 
-def read_codes(codes: Path) -> Iterator[Entries]:
-    """The entries of a Parquet file of codes, a part at a time, rows counted from the beginning."""
-    first = 0
-    with pq.ParquetFile(codes) as file:
-        for part in file.iter_batches(batch_size=1 << 16):
-            indices, values = part.column("indices"), part.column("values")
-            lengths = np.diff(indices.offsets.to_numpy())
-            rows = np.repeat(np.arange(first, first + len(part)), lengths)
-            yield Entries(indices.flatten().to_numpy().astype(np.int64), rows, values.flatten().to_numpy())
-            first += len(part)
+class Codes:
+    """A Parquet file of codes: all entries, or those of some rows. Rows are counted from the beginning of the file."""
 
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+        groups = self._file.metadata
+        counts = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._held: dict[int, Entries] = {}
 
-def codes_of_rows(codes: Path, wanted: npt.NDArray[np.bool_]) -> Entries:
-    """The entries of the rows (n,) that are wanted, sorted by row."""
-    parts = [entries.where(wanted[entries.rows]) for entries in read_codes(codes)]
-    return Entries(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+    def __iter__(self) -> Iterator[Entries]:
+        """A part at a time, in order."""
+        return (self._read(i) for i in range(len(self._starts) - 1))
+
+    def between(self, first: int, last: int) -> Entries:
+        """The entries of the rows ``first`` to ``last - 1``, in order. Neighbouring spans are read once."""
+        first, last = max(0, first), min(last, int(self._starts[-1]))
+        begin, end = np.searchsorted(self._starts, (first, last), side="right") - 1
+        groups = [i for i in range(begin, end + 1) if i < len(self._starts) - 1]
+        self._held = {i: self._held[i] if i in self._held else self._read(i) for i in groups}
+        found = Entries(*(np.concatenate(side) for side in zip(*self._held.values(), strict=True)))
+        inside = slice(*np.searchsorted(found.rows, (first, last)))
+        return Entries(*(side[inside] for side in found))
+
+    def _read(self, group: int) -> Entries:
+        part = self._file.read_row_group(group).combine_chunks()
+        indices, values = (part.column(name).chunk(0) for name in ("indices", "values"))
+        lengths = np.diff(indices.offsets.to_numpy())
+        rows = np.repeat(self._starts[group] + np.arange(len(part)), lengths)
+        return Entries(indices.flatten().to_numpy().astype(np.int64), rows, values.flatten().to_numpy())
 
 
 def as_sparse(entries: Entries, n_rows: int) -> SparseCodes:
@@ -233,7 +247,7 @@ def _histogram(codes: Path, low: npt.NDArray[np.float32], high: npt.NDArray[np.f
     start = np.minimum(low, 0)
     width = np.where(high > start, high - start, 1).astype(np.float64)
     counts = np.zeros(len(low) * N_BINS, dtype=np.int64)
-    for entries in read_codes(codes):
+    for entries in Codes(codes):
         share = (entries.values - start[entries.features]) / width[entries.features]
         bins = np.clip((share * N_BINS).astype(np.int64), 0, N_BINS - 1)
         counts += np.bincount(entries.features * N_BINS + bins, minlength=len(counts))

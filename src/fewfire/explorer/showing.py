@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from fewfire.contracts import Batch, Source
 from fewfire.explorer.choosing import Examples
 from fewfire.explorer.packing import packed, rounded, to_json
 from fewfire.explorer.renderers import Marks, Renderer
-from fewfire.explorer.scan import Scan, as_sparse, batches, codes_of_rows
+from fewfire.explorer.scan import Codes, Scan, as_sparse, batches
 from fewfire.explorer.smallest import Entries
 from fewfire.scoring import score_rows
 from fewfire.sparse_codes import finds_codes
@@ -57,40 +56,46 @@ def show(
     anomalies: Anomalies,
     labels: Callable[[npt.NDArray[np.int64]], list[str]],
     advance: Callable[[int], Any],
-    codes: Path,
+    codes: Codes,
     marks: Marks,
 ) -> Iterator[Line]:
     """Lines of the table ``rows``, in order. ``marks`` is filled in on the way: name -> (L * E, ...) of the examples."""
     wanted = shown_rows(examples, anomalies, found.n_rows)
-    entries = codes_of_rows(codes, wanted)
     flat = examples.rows.ravel()
     order = np.argsort(flat, kind="stable")
     order = order[np.searchsorted(flat[order], 0) :]
     sorted_rows, width = flat[order], examples.rows.shape[1]
     for first, batch in batches(model, source, found.n_rows):
         last = first + len(batch.rows)
-        span = order[np.searchsorted(sorted_rows, first) : np.searchsorted(sorted_rows, last)]
-        _mark(renderer, batch, flat[span] - first, span, width, len(flat), marks)
+        where = order[np.searchsorted(sorted_rows, first) : np.searchsorted(sorted_rows, last)]
+        _mark(renderer, batch, first, flat[where], where, width, marks, len(flat))
         inside = np.flatnonzero(wanted[first:last])
         if len(inside):
-            span = slice(*np.searchsorted(entries.rows, (first, last)))
-            own = Entries(*(side[span] for side in entries))
+            own = codes.between(first, last)
+            own = own.where(wanted[own.rows])
             own = own._replace(rows=np.searchsorted(inside, own.rows - first))
             yield from _lines(model, renderer, batch, inside, first, own, found, anomalies, labels)
         advance(last - first)
 
 
 def _mark(
-    renderer: Renderer, batch: Batch, rows: npt.NDArray[np.int64], span: npt.NDArray[np.int64], width: int, n: int, marks: Marks
+    renderer: Renderer,
+    batch: Batch,
+    first: int,
+    rows: npt.NDArray[np.int64],
+    where: npt.NDArray[np.int64],
+    width: int,
+    marks: Marks,
+    n: int,
 ) -> None:
-    """What of these examples' rows made their features fire, into ``marks``."""
-    if not len(span):
+    """What of these rows made features fire, into ``marks``; they are the examples of these numbers, L * E = n in all."""
+    if not len(where):
         return
-    found = renderer.marks(batch.x_in[torch.from_numpy(rows)], torch.from_numpy(span // width))
+    found = renderer.marks(batch.x_in[torch.from_numpy(rows - first)], torch.from_numpy(where // width), rows)
     for name, values in found.items():
         if name not in marks:
             marks[name] = np.zeros((n, *values.shape[1:]), dtype=values.dtype)
-        marks[name][span] = values
+        marks[name][where] = values
 
 
 def _lines(
@@ -111,7 +116,7 @@ def _lines(
     like = x if x.shape == target.shape else None
     recon = (model.reconstruct(x) if codes is None else model.decode(codes, like=like)).cpu()
     share = score_rows(model, x, None if target is x else target, codes).share
-    looks, reasons = renderer.rows(x, target, recon), renderer.reasons(share)
+    looks, reasons = renderer.rows(x, target, recon, first + inside), renderer.reasons(share)
     starts = np.searchsorted(entries.rows, np.arange(len(inside) + 1))
     names = labels(batch.rows[inside].numpy())
     for i, place in enumerate(inside.tolist()):

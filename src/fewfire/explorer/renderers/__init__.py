@@ -4,5 +4,6 @@ from fewfire.explorer.renderers.family import Marks, Renderer, contributions, re
 from fewfire.explorer.renderers.image import Image
 from fewfire.explorer.renderers.series import Series
 from fewfire.explorer.renderers.table import Table
+from fewfire.explorer.renderers.text import Text
 
-__all__ = ["Image", "Marks", "Renderer", "Series", "Table", "contributions", "renderer_for"]
+__all__ = ["Image", "Marks", "Renderer", "Series", "Table", "Text", "contributions", "renderer_for"]

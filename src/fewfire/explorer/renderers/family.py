@@ -15,10 +15,13 @@ from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Named, Source
 from fewfire.explorer.choosing import Examples
 from fewfire.explorer.packing import rounded
+from fewfire.explorer.scan import Codes
 from fewfire.scoring import column_names
 
 __all__ = ["Marks", "Renderer", "contributions", "renderer_for"]
 
+Numbers = npt.NDArray[np.int64]
+"""of rows, counted from the first that was read"""
 Marks = dict[str, npt.NDArray[Any]]
 """what made a feature fire, of n examples: name -> (n, ...)"""
 
@@ -34,17 +37,27 @@ class Renderer(Named):
     Everything here is asked while a bundle is built. What it returns must be plain values, or arrays ``packed``.
     """
 
+    names_well: ClassVar[bool] = False
+    """whether its labels say more than the class on whose rows a feature fires"""
     registry: ClassVar[dict[str, type[Any]]]
 
-    def __init__(self, model: Autoencoder, source: Source) -> None:
-        self.model, self.source, self.layout = model, source, model.layout
+    def __init__(self, model: Autoencoder, source: Source, codes: Codes) -> None:
+        self.model, self.source, self.codes, self.layout = model, source, codes, model.layout
+
+    @classmethod
+    def fits(cls, model: Autoencoder, source: Source) -> bool:
+        """Whether these rows are its kind; by default, where the layout's kind is its name."""
+        return model.layout.kind == cls.name
 
     def about(self) -> dict[str, Any]:
         """What the page must know once: shapes and names."""
         return {}
 
-    def rows(self, x: Tensor, target: Tensor, recon: Tensor) -> list[dict[str, Any]]:
-        """(B, ...) rows in data space, their targets and reconstructions -> one JSON object each."""
+    def rows(self, x: Tensor, target: Tensor, recon: Tensor, numbers: Numbers) -> list[dict[str, Any]]:
+        """(B, ...) rows in data space, their targets and reconstructions -> one JSON object each.
+
+        ``numbers``: theirs.
+        """
         raise NotImplementedError
 
     def reasons(self, share: Tensor) -> list[dict[str, Any]]:
@@ -55,8 +68,8 @@ class Renderer(Named):
         lines = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         return [{"columns": [[names[i], rounded(v, 3)] for i, v in zip(*line, strict=True)]} for line in lines]
 
-    def marks(self, x: Tensor, features: Tensor) -> Marks:
-        """What of each row (n, *input shape) made the feature (n,) beside it fire."""
+    def marks(self, x: Tensor, features: Tensor, numbers: Numbers) -> Marks:
+        """What of each row (n, *input shape), of these numbers, made the feature (n,) beside it fire."""
         return {}
 
     def drawings(self) -> Sequence[dict[str, Any]]:
@@ -76,10 +89,10 @@ class Renderer(Named):
         return ()
 
 
-def renderer_for(model: Autoencoder, source: Source) -> Renderer:
-    """The renderer of a source's rows: the one that it names, such as "text", else of the model's layout."""
-    name = getattr(source, "renderer", None) or model.layout.kind
-    renderer: Renderer = Renderer.registry[name](model, source)
+def renderer_for(model: Autoencoder, source: Source, codes: Codes) -> Renderer:
+    """The renderer of a source's rows: of those that fit, the last that was defined."""
+    fitting = [kind for kind in Renderer.registry.values() if kind.fits(model, source)]
+    renderer: Renderer = fitting[-1](model, source, codes)
     return renderer
 
 

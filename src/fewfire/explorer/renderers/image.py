@@ -17,8 +17,9 @@ from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
 from fewfire.explorer.choosing import Examples
 from fewfire.explorer.packing import packed
-from fewfire.explorer.renderers.family import Marks, Renderer, contributions
+from fewfire.explorer.renderers.family import Marks, Numbers, Renderer, contributions
 from fewfire.explorer.renderers.patterns import describe
+from fewfire.explorer.scan import Codes
 
 __all__ = ["Image"]
 
@@ -33,8 +34,8 @@ MOST_PIXELS = 96
 class Image(Renderer, name="image"):
     """Grey or colour pictures, each in the scale of its own target, so that it compares with its reconstruction."""
 
-    def __init__(self, model: Autoencoder, source: Source) -> None:
-        super().__init__(model, source)
+    def __init__(self, model: Autoencoder, source: Source, codes: Codes) -> None:
+        super().__init__(model, source, codes)
         first = next(iter(source.batches(SAMPLED, shuffle=False))).x.flatten(1)
         self.least = LEAST_CONTRAST * float((first.amax(1) - first.amin(1)).median()) if len(first) else 0.0
         """no picture's scale is narrower: noise in a flat one must not look like a pattern"""
@@ -42,7 +43,7 @@ class Image(Renderer, name="image"):
     def about(self) -> dict[str, Any]:
         return {"shape": list(self._size)}
 
-    def rows(self, x: Tensor, target: Tensor, recon: Tensor) -> list[dict[str, Any]]:
+    def rows(self, x: Tensor, target: Tensor, recon: Tensor, numbers: Numbers) -> list[dict[str, Any]]:
         drawn = {"x": self._pictures(x, x)}
         if math.prod(self.model.target_shape) == math.prod(self.layout.shape):
             drawn["recon"] = self._pictures(recon, target)
@@ -58,7 +59,7 @@ class Image(Renderer, name="image"):
         scale = maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return [{"error": packed(one)} for one in (maps / scale * 255).round().to(torch.uint8).numpy()]
 
-    def marks(self, x: Tensor, features: Tensor) -> Marks:
+    def marks(self, x: Tensor, features: Tensor, numbers: Numbers) -> Marks:
         heat = self._maps(x, features) if len(self.model.latent_shape) == 3 else self._added(x, features)
         heat = heat.clamp_min(0)
         scale = heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -37,7 +37,7 @@ def describe(pictures: Tensor) -> list[str]:
     return [
         ""
         if not seen
-        else (f"{DIRECTIONS[turn]} edge" if oriented else "spot" if part > COMPACT else "texture")
+        else (f"{DIRECTIONS[turn]} edge" if oriented else "spot" if part > COMPACT else "")
         + (f", {PLACES[where]}" if part > COMPACT else "")
         for seen, oriented, turn, where, part in words
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewfire import plot
 from fewfire.explorer.choosing import Examples
 from fewfire.explorer.packing import packed
-from fewfire.explorer.renderers.family import Marks, Renderer, contributions
+from fewfire.explorer.renderers.family import Marks, Numbers, Renderer, contributions
 
 __all__ = ["Series"]
 
@@ -28,14 +28,14 @@ class Series(Renderer, name="series"):
         names = list(self.layout.columns) or [f"channel {i}" for i in range(channels)]
         return {"channels": names, "length": length}
 
-    def rows(self, x: Tensor, target: Tensor, recon: Tensor) -> list[dict[str, Any]]:
+    def rows(self, x: Tensor, target: Tensor, recon: Tensor, numbers: Numbers) -> list[dict[str, Any]]:
         shown = {"x": x, "recon": recon} if target.shape == x.shape else {"x": x}
         if target is not x and target.shape == x.shape:
             shown["target"] = target
         arrays = {name: rows.reshape(-1, *self.layout.shape).float().cpu().numpy() for name, rows in shown.items()}
         return [{name: packed(rows[i]) for name, rows in arrays.items()} for i in range(len(x))]
 
-    def marks(self, x: Tensor, features: Tensor) -> Marks:
+    def marks(self, x: Tensor, features: Tensor, numbers: Numbers) -> Marks:
         heat = self._maps(x, features) if len(self.model.latent_shape) == 2 else self._added(x, features)
         heat = heat.clamp_min(0)
         scale = heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

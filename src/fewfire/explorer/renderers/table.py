@@ -13,7 +13,7 @@ from torch import Tensor
 from fewfire import plot
 from fewfire.explorer.choosing import Examples
 from fewfire.explorer.packing import packed
-from fewfire.explorer.renderers.family import Marks, Renderer, contributions, written
+from fewfire.explorer.renderers.family import Marks, Numbers, Renderer, contributions, written
 
 __all__ = ["Table"]
 
@@ -37,7 +37,7 @@ class Table(Renderer, name="table"):
         names = [plot.column_name(self.layout, i) for i in range(n_in)]
         return {"columns": names, "n_columns": n_in, "n_targets": n_out}
 
-    def rows(self, x: Tensor, target: Tensor, recon: Tensor) -> list[dict[str, Any]]:
+    def rows(self, x: Tensor, target: Tensor, recon: Tensor, numbers: Numbers) -> list[dict[str, Any]]:
         flat, out = x.flatten(1), recon.flatten(1)
         unusual = self.model.to_model_space(x.to(self.model.device)).flatten(1).float().cpu()
         same = target.shape[1:] == x.shape[1:]
@@ -51,7 +51,7 @@ class Table(Renderer, name="table"):
         arrays = {name: _array(values) for name, values in shown.items()}
         return [{name: packed(values[i]) for name, values in arrays.items()} for i in range(len(flat))]
 
-    def marks(self, x: Tensor, features: Tensor) -> Marks:
+    def marks(self, x: Tensor, features: Tensor, numbers: Numbers) -> Marks:
         added = contributions(self.model, x, features)
         return {**strongest(added), "by": _share_of_strongest(added)}
 
