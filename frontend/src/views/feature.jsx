@@ -93,7 +93,7 @@ function Title({ feature, next }) {
 
 function Facts({ feature, meta }) {
   const facts = [
-    ['fires', meta.kind === 'logistic' ? 'above ½ on' : 'fires on', percent(feature.density), plural(feature.fired, 'row')],
+    ['fires', meta.kind === 'logistic' ? 'above ½ on' : 'fires on', percent(feature.density), plural(feature.fired, meta.noun)],
     ['max', 'max', short(feature.max)],
     ['mean', 'mean', short(feature.mean)],
     ['norm', 'norm', short(feature.norm)],
@@ -111,7 +111,7 @@ function Facts({ feature, meta }) {
           </dd>
         </div>
       ))}
-      {feature.dead ? <p class="mark">never fired on the rows read</p> : feature.dense ? <p class="mark">fires on more than a tenth of the rows</p> : null}
+      {feature.dead ? <p class="mark">never fired on the {meta.noun}s read</p> : feature.dense ? <p class="mark">fires on more than a tenth of the {meta.noun}s</p> : null}
     </dl>
   );
 }
@@ -134,7 +134,7 @@ function ByClass({ feature, meta }) {
   return (
     <section>
       <h3>
-        <span title="share of the rows with each label on which the feature fires; labels were never trained on">Fires on rows labelled</span>
+        <span title="share of the rows with each label on which the feature fires; labels were never trained on">Fires on {meta.noun}s labelled</span>
       </h3>
       <ul class="classes">
         {shown.map(({ name, share }) => (
@@ -174,8 +174,7 @@ function Examples({ feature, meta, heat, setHeat }) {
       )}
       {!filled.some(({ name }) => name !== 'miss') && (
         <Empty title="It never fired">
-          None of the {count(meta.n_rows)} rows that were read made this feature fire, so there is nothing to show. More rows may: fewfire explore RUN
-          --rows N.
+          None of the {count(meta.n_rows)} {meta.noun}s that were read made this feature fire, so there is nothing to show. More may: fewfire explore RUN --rows N.
         </Empty>
       )}
       <div class="groups">

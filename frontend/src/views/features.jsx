@@ -90,12 +90,12 @@ function Lead({ meta }) {
         </h1>
         <p>
           A <Hint of="feature">feature</Hint> is a pattern that the model learned to look for
-          {meta.kind === 'normal' ? '.' : `; on an average row, ${short(meta.l0)} of them ${verb}.`} Pick one to see the rows that make it fire,
+          {meta.kind === 'normal' ? '.' : `; on an average ${meta.noun}, ${short(meta.l0)} of them ${verb}.`} Pick one to see the {meta.noun}s that make it fire,
           and judge for yourself what it means.
         </p>
         <p class="facts">
           <span>
-            <b>{count(meta.n_rows)}</b> rows read
+            <b>{count(meta.n_rows)}</b> {meta.noun}s read
           </span>
           {meta.kind === 'sparse' && (
             <span>

@@ -20,7 +20,8 @@ export function MapView({ meta, query }) {
 
 function Atlas({ meta, map, query }) {
   const dots = useMemo(() => read(map), [map]);
-  const by = query.get('by') || (meta.classes.length ? 'label' : 'density');
+  const coloured = useMemo(() => dots.group.reduce((n, c) => n + (c >= 0), 0) > dots.n / 10, [dots]);
+  const by = query.get('by') || (coloured ? 'label' : 'density');
   const [view, setView] = useState({ x: 0, y: 0, zoom: 1 });
   const [over, setOver] = useState(null);
   const [text, setText] = useState(query.get('q') || '');
@@ -57,8 +58,8 @@ function Atlas({ meta, map, query }) {
       <div class="atlas" ref={box}>
         <canvas ref={canvas} {...events} tabIndex={0} role="img" aria-label="Map of all features" />
         {over && <Card meta={meta} over={over} size={size} />}
-        <Legend meta={meta} by={by} />
       </div>
+      <Legend meta={meta} by={by} />
       <p class="note">
         <Hint of="map">How to read the map</Hint> Drag to move, scroll to come nearer, click a dot to open its feature.
       </p>
@@ -280,7 +281,7 @@ function Legend({ meta, by }) {
         </span>
       ))}
       <span>
-        <i class="swatch none" /> none mostly
+        <i class="swatch none" /> none in particular
       </span>
     </div>
   );

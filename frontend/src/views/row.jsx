@@ -34,7 +34,7 @@ export function RowView({ meta, number }) {
             <a href="#/rows">Data</a> / {row.row}
           </p>
           <h1>
-            Row {count(row.row)}
+            {meta.noun[0].toUpperCase() + meta.noun.slice(1)} {count(row.row)}
             {row.label && <small> labelled {row.label}</small>}
           </h1>
           <p class="facts">
@@ -63,7 +63,7 @@ export function RowView({ meta, number }) {
 function Active({ row, meta }) {
   const values = unpack(row.codes.values).values;
   const most = Math.max(...[...values].map(Math.abs), 1e-30);
-  if (!values.length) return <Empty title="Nothing fires on this row">The reconstruction is the decoder’s bias alone.</Empty>;
+  if (!values.length) return <Empty title="Nothing fires here">The reconstruction is the decoder’s bias alone.</Empty>;
   return (
     <section class="active">
       <h2>{row.n_active > values.length ? `The strongest ${values.length} of ${plural(row.n_active, 'active feature')}` : 'Active features, strongest first'}</h2>

@@ -32,10 +32,10 @@ export function RowsView({ meta, query }) {
     <div class="rows">
       <section class="lead">
         <div>
-          <h1>Rows of {meta.data}</h1>
+          <h1>{meta.noun[0].toUpperCase() + meta.noun.slice(1)}s of {meta.data}</h1>
           <p>
             Each beside what the model makes of it. Open one to see which features fire on it, and how it is rebuilt from them.
-            {asked.value && asked.value.total < meta.n_rows && !only ? ` Of ${count(meta.n_rows)} rows read, ${count(asked.value.total)} are kept here: those that are examples, and some spread evenly.` : ''}
+            {asked.value && asked.value.total < meta.n_rows && !only ? ` Of ${count(meta.n_rows)} read, ${count(asked.value.total)} are kept here: those that are examples, and some spread evenly.` : ''}
           </p>
         </div>
       </section>
@@ -56,11 +56,11 @@ export function RowsView({ meta, query }) {
           </button>
         </div>
         <Hint of="anomaly">What is an anomaly?</Hint>
-        <span class="total">{asked.value && plural(asked.value.total, 'row')}</span>
+        <span class="total">{asked.value && plural(asked.value.total, meta.noun)}</span>
       </div>
       {asked.error && <Failed error={asked.error} />}
       {asked.value && !asked.value.total && (
-        <Empty title="No row stands out">
+        <Empty title={`No ${meta.noun} stands out`}>
           {meta.threshold === null
             ? 'Nothing says which reconstruction errors are usual here: a run knows it, a bare model does not.'
             : `None of the rows read has an error above ${short(meta.threshold)}, which 99 % of the training rows stay below.`}

@@ -23,6 +23,8 @@ __all__ = ["Pages"]
 
 MOSTLY = 0.6
 """share of the rows of one class from which a feature is called after it"""
+LEANING = 0.3
+"""share of its rates over the classes from which a feature has a class's colour on the map"""
 SPARK = "0123456789"
 """heights of a sparkline's bars"""
 N_WORDS = 8
@@ -65,6 +67,7 @@ class Pages:
         found = self.found
         return {
             "renderer": self.renderer.name,
+            "noun": self.renderer.noun,
             "about": self.renderer.about(),
             "classes": self.classes,
             "class_counts": self.class_counts,
@@ -84,7 +87,7 @@ class Pages:
             "density": packed(self.density.astype(np.float32)),
             "max": packed(self.found.high),
             "dead": packed(self.dead.astype(np.uint8)),
-            "group": packed(self._main_class().astype(np.int16)),
+            "group": packed(self._leaning().astype(np.int16)),
         }
 
     def _labels(self) -> list[str]:
@@ -105,6 +108,14 @@ class Pages:
         known = counts.sum(1)
         mostly = counts.max(1) > MOSTLY * np.maximum(known, 1)
         return np.where(mostly & (known >= 5), counts.argmax(1), -1)
+
+    def _leaning(self) -> npt.NDArray[np.int64]:
+        """(L,) the class that it fires on far more often than on the others, whatever their sizes; -1 for none."""
+        if self.found.by_class is None:
+            return np.full(self.n_features, -1)
+        rates = self.found.by_class / np.maximum(self.class_counts, 1)
+        share = rates.max(1) / np.maximum(rates.sum(1), 1e-12)
+        return np.where(share > max(LEANING, 1.5 / len(self.classes)), rates.argmax(1), -1)
 
     def _lines(self) -> Iterator[tuple[Any, ...]]:
         sparks = self._sparks()

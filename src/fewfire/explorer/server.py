@@ -68,12 +68,16 @@ class _WrongError(ValueError):
 def application(store: Store) -> Guard:
     """The ASGI application of a bundle."""
     page = page_files()
+    answers = {
+        "features": _features,
+        "features/{number}": _feature,
+        "rows": _rows,
+        "rows/{number}": _row,
+        **{key: partial(_text, key) for key in ("meta", "map", "run", "comparison")},
+    }
+    in_threads = _Threads()
     routes = [
-        Route("/api/features.json", _json(partial(_features, store))),
-        Route("/api/features/{number}.json", _json(partial(_feature, store))),
-        Route("/api/rows.json", _json(partial(_rows, store))),
-        Route("/api/rows/{number}.json", _json(partial(_row, store))),
-        *(Route(f"/api/{key}.json", _json(partial(_text, store, key))) for key in ("meta", "map", "run", "comparison")),
+        *(Route(f"/api/{name}.json", _json(partial(answer, store), in_threads)) for name, answer in answers.items()),
         *(Route(f"/{name}", _file(name, content)) for name, content in page.items()),
         Route("/", _file("index.html", page["index.html"])),
     ]
@@ -87,14 +91,27 @@ def page_files() -> dict[str, bytes]:
     return {name: content for name, content in found.items() if "." + name.rpartition(".")[2] in TYPES}
 
 
-def _json(answer: Callable[[Request], str | None]) -> Callable[[Request], Awaitable[Response]]:
-    """A route that asks the bundle in a thread."""
-    limiter = _limiter()
+class _Threads:
+    """At most so many at a time. The limit belongs to the loop that is running, and so is made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def run(self, answer: Callable[[Request], str | None], request: Request) -> str | None:
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(THREADS)
+        return await anyio.to_thread.run_sync(answer, request, limiter=self._limiter)
+
+
+def _json(
+    answer: Callable[[Request], str | None], in_threads: _Threads
+) -> Callable[[Request], Awaitable[Response]]:
+    """A route that asks the bundle."""
 
     async def route(request: Request) -> Response:
         status = 200
         try:
-            text = await anyio.to_thread.run_sync(answer, request, limiter=limiter())
+            text = await in_threads.run(answer, request)
             if text is None:
                 status, text = 404, refusal("there is no such thing")
         except _WrongError as error:
@@ -104,18 +121,6 @@ def _json(answer: Callable[[Request], str | None]) -> Callable[[Request], Awaita
         return Response(text, status, media_type="application/json")
 
     return route
-
-
-def _limiter() -> Callable[[], anyio.CapacityLimiter]:
-    """One for each loop: it cannot be made before the loop runs."""
-    made: list[anyio.CapacityLimiter] = []
-
-    def get() -> anyio.CapacityLimiter:
-        if not made:
-            made.append(anyio.CapacityLimiter(THREADS))
-        return made[0]
-
-    return get
 
 
 def _file(name: str, content: bytes) -> Callable[[Request], Awaitable[Response]]:
@@ -161,7 +166,7 @@ def _row(store: Store, request: Request) -> str | None:
     return store.row(_number(request.path_params["number"]))
 
 
-def _text(store: Store, key: str, _: Request) -> str | None:
+def _text(key: str, store: Store, _: Request) -> str | None:
     return store.text(key)
 
 

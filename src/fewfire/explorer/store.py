@@ -39,6 +39,8 @@ MOST_WORDS, LONGEST_WORD = 8, 40
 """of a search"""
 SECONDS = 5.0
 """for one question"""
+CHECKED = 20_000
+"""steps of SQLite, after which the clock is looked at"""
 ANSWER = "id, density, max, mean, norm, dead, dense, label, spark, (SELECT look FROM looks WHERE looks.id = features.id)"
 
 SCHEMA = """
@@ -227,7 +229,7 @@ class Store:
             connection.execute("PRAGMA mmap_size=1073741824")
             self._of_thread.connection = connection
         end = time.monotonic() + SECONDS
-        connection.set_progress_handler((lambda: time.monotonic() > end) if limited else None, 20_000)
+        connection.set_progress_handler((lambda: time.monotonic() > end) if limited else None, CHECKED)
         try:
             yield connection
         except sqlite3.OperationalError as error:

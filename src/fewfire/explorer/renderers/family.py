@@ -39,6 +39,8 @@ class Renderer(Named):
 
     names_well: ClassVar[bool] = False
     """whether its labels say more than the class on whose rows a feature fires"""
+    noun: ClassVar[str] = "row"
+    """what a row is"""
     registry: ClassVar[dict[str, type[Any]]]
 
     def __init__(self, model: Autoencoder, source: Source, codes: Codes) -> None:

@@ -34,6 +34,8 @@ MOST_PIXELS = 96
 class Image(Renderer, name="image"):
     """Grey or colour pictures, each in the scale of its own target, so that it compares with its reconstruction."""
 
+    noun = "picture"
+
     def __init__(self, model: Autoencoder, source: Source, codes: Codes) -> None:
         super().__init__(model, source, codes)
         first = next(iter(source.batches(SAMPLED, shuffle=False))).x.flatten(1)

@@ -23,6 +23,8 @@ WHEN = ("early", "in the middle", "late")
 class Series(Renderer, name="series"):
     """Windows (channels, length), every channel in the scale of its own window."""
 
+    noun = "window"
+
     def about(self) -> dict[str, Any]:
         channels, length = self.layout.shape
         names = list(self.layout.columns) or [f"channel {i}" for i in range(channels)]

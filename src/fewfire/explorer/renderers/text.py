@@ -46,6 +46,7 @@ class Text(Renderer, name="text"):
         super().__init__(model, source, codes)
         self.store: ActivationStore = source.store  # type: ignore[attr-defined]
         self.documents_shown: set[int] = set()
+        self.noun = "token" if self.store.per == "token" else "text"
 
     @classmethod
     def fits(cls, model: Autoencoder, source: Source) -> bool:
