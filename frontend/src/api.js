@@ -66,9 +66,10 @@ async function sortedFeatures(sort, order, show, q) {
   return last.list;
 }
 
+// Ties as the server has them: by number, upwards where the order is downwards.
 const by = (name, order) => {
   const sign = order === 'desc' ? -1 : 1;
-  return (a, b) => (a[name] < b[name] ? -sign : a[name] > b[name] ? sign : a.id - b.id);
+  return (a, b) => (a[name] < b[name] ? -sign : a[name] > b[name] ? sign : -sign * (a.id - b.id));
 };
 
 const TYPES = { u1: Uint8Array, i1: Int8Array, u2: Uint16Array, i2: Int16Array, i4: Int32Array, f4: Float32Array };

@@ -23,6 +23,8 @@ PUSH = 7.0
 """how much stronger a push is than UMAP's; of those tried, the neighbours of the vectors stay nearest to each other so"""
 START = 10.0
 """standard deviation of the places before the first round"""
+GUESSED, ITERATIONS = 8, 12
+"""axes among which the two main ones are found, and how often they are improved"""
 FAR = 4.0
 """no push or pull is stronger"""
 
@@ -57,15 +59,22 @@ def lay_out(vectors: Tensor, near: Near, *, seed: int = 0) -> npt.NDArray[np.flo
 
 
 def _main_axes(vectors: Tensor, seed: int) -> Tensor:
-    """(L, 2) in the plane of the largest variance, and moved apart a little where they coincide."""
-    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    """(L, 2) in the plane of about the largest variance, and moved apart a little where they coincide.
+
+    Subspace iteration (Halko et al. 2011, algorithm 4.4): no matrix of all columns by all columns is made.
+    """
+    unit = torch.nn.functional.normalize(vectors.float(), dim=1)
     centred = unit - unit.mean(0)
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:]
-    axes = axes * torch.where(axes.abs().max(0).values == axes.max(0).values, 1.0, -1.0)  # a sign that does not hang on
-    flat = centred @ axes if axes.shape[1] == 2 else torch.cat([centred, torch.zeros_like(centred)], 1)[:, :2]
-    flat = flat / flat.std(0).clamp_min(1e-12) * START
-    noise = torch.rand(flat.shape, generator=rng.generator(seed, "atlas", "start"))
-    return (flat + 1e-3 * noise).float()
+    generator = rng.generator(seed, "atlas", "start")
+    axes = torch.randn(centred.shape[1], min(GUESSED, *centred.shape), generator=generator)
+    for _ in range(ITERATIONS):
+        axes = torch.linalg.qr(centred.T @ (centred @ axes)).Q
+    flat = torch.zeros(len(unit), 2)
+    scores = centred @ axes
+    rotation = torch.linalg.eigh(scores.T @ scores).eigenvectors.flip(1)[:, :2]
+    flat[:, : rotation.shape[1]] = scores @ rotation
+    flat = flat / flat.std(0).clamp_min(1e-6) * START
+    return flat + 1e-3 * torch.rand(flat.shape, generator=generator)
 
 
 def _edges(near: Near, n: int) -> tuple[Tensor, Tensor]:

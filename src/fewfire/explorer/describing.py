@@ -22,8 +22,8 @@ __all__ = ["Classes", "about_model", "about_run", "comparison", "density_bins", 
 
 MOST_POINTS = 400
 """of a curve"""
-MEASURED_ROWS = 2_000
-"""on which a model without a record of its training is measured"""
+MEASURED_ROWS, MEASURED_LATENTS = 2_000, 1 << 26
+"""of a model without a record of its training: rows on which it is measured, fewer where latents are many"""
 CURVES = {
     "loss": "Loss",
     "fvu": "Variance unexplained",
@@ -63,7 +63,8 @@ def about_run(run: Run, source: Source) -> dict[str, Any]:
     ]
     measured = run.provenance.get("summary")
     if not measured:
-        measured = evaluate(run.model, source, max_rows=MEASURED_ROWS)
+        rows = min(MEASURED_ROWS, max(1, MEASURED_LATENTS // math.prod(run.model.latent_shape)))
+        measured = evaluate(run.model, source, max_rows=rows)
     numbers = [
         {"name": name, "value": measured[name], "meaning": meaning}
         for name, meaning in METRICS.items()

@@ -57,11 +57,11 @@ CREATE TABLE documents(id INTEGER PRIMARY KEY, page TEXT NOT NULL);
 CREATE VIRTUAL TABLE search USING fts5(label, words, content='', prefix='2 3');
 """
 INDEXES = """
-CREATE INDEX features_density ON features(density, id);
-CREATE INDEX features_max ON features(max, id);
-CREATE INDEX features_mean ON features(mean, id);
-CREATE INDEX features_norm ON features(norm, id);
-CREATE INDEX features_label ON features(label, id);
+CREATE INDEX features_density ON features(density DESC, id);
+CREATE INDEX features_max ON features(max DESC, id);
+CREATE INDEX features_mean ON features(mean DESC, id);
+CREATE INDEX features_norm ON features(norm DESC, id);
+CREATE INDEX features_label ON features(label DESC, id);
 CREATE INDEX rows_score ON rows(score, id);
 CREATE INDEX rows_n_active ON rows(n_active, id);
 CREATE INDEX rows_label ON rows(label, id);
@@ -131,10 +131,13 @@ class Store:
         """
         where, values = self._filter(query, show)
         direction = "DESC" if descending else "ASC"
-        order = f"id {direction}" if sort == "id" else f"{SORTS[SORTS.index(sort)]} {direction}, id"
+        # Ties by number, in the order of the index, which is read backwards for the other one: nothing is sorted.
+        ties = "" if sort == "id" else ", id ASC" if descending else ", id DESC"
+        order = f"{SORTS[SORTS.index(sort)]} {direction}{ties}"
         with self._asking() as connection:
             (total,) = connection.execute(f"SELECT COUNT(*) FROM features {where}", values).fetchone()
-            page = f"SELECT {ANSWER} FROM features {where} ORDER BY {order} LIMIT ? OFFSET ?"
+            page = f"SELECT * FROM features {where} ORDER BY {order} LIMIT ? OFFSET ?"
+            page = f"SELECT {ANSWER} FROM ({page}) AS features"  # pictures of these alone are looked up
             lines = connection.execute(page, (*values, min(limit, MOST_A_PAGE), offset)).fetchall()
         return f'{{"total":{total},"offset":{offset},"features":[{",".join(map(_feature_json, lines))}]}}'
 
