@@ -452,7 +452,7 @@ def test_the_smallest_of_a_stream(data):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=2))
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2))
 def test_keys_sort_as_values_fall(values):
     array = np.array(values, dtype=np.float32)
     keys = strongest_first(array)
@@ -600,7 +600,7 @@ def test_a_feature_of_one_token_is_named_after_it(tmp_path):
     token = source.store.rows([best])["token"][0].as_py()
     assert page["label"] == token
     assert 2 in [f["id"] for f in json.loads(store.features(query=token))["features"]]
-    assert 2 in [f["id"] for f in json.loads(store.features(query="text"))["features"]]
+    assert 2 in [f["id"] for f in json.loads(store.features(query="t"))["features"]]
 
 
 # ----------------------------------------------------------------------------------------------------------- export

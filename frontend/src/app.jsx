@@ -171,7 +171,7 @@ function Help({ close }) {
 }
 
 /** Whether keys are meant for a field. */
-export const typing = (event) => event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+export const typing = (event) => event.ctrlKey || event.metaKey || event.altKey || (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== 'checkbox');
 
 function useShortcuts(setHelp) {
   useEffect(() => {

@@ -222,7 +222,9 @@ class Autoencoder(nn.Module):
         with torch.no_grad():
             if codes is None and finds_codes(model):
                 codes = model.encode_sparse(rows)
-            return model._decode_dense(model.encode(rows)) if codes is None else model._decode_sparse(*codes)
+            if codes is None:
+                return model._decode_dense(model.encode(rows))
+            return model._decode_sparse(codes.indices, codes.values.to(model.dtype))
 
     # ------------------------------------------------------------------------------ description
 

@@ -276,6 +276,7 @@ export function useListKeys(at, setAt, total, open) {
       const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 }[event.key];
       if (step) {
         event.preventDefault();
+        document.activeElement?.blur(); // a button that was clicked last must not take the Enter that follows
         setAt(Math.max(0, Math.min(total - 1, at + step)));
       } else if (event.key === 'Enter' && at >= 0 && event.target.tagName !== 'A' && event.target.tagName !== 'BUTTON') open();
     };
