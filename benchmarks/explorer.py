@@ -94,7 +94,16 @@ def recall(model: ff.Autoencoder, n: int = 500) -> None:
 
 
 def serve(bundle: Path) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-c", "from fewfire.cli import main; main()", "explore", str(bundle), "--port", "0", "--no-open"]
+    command = [
+        sys.executable,
+        "-c",
+        "from fewfire.cli import main; main()",
+        "explore",
+        str(bundle),
+        "--port",
+        "0",
+        "--no-open",
+    ]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     line = server.stderr.readline() if server.stderr else ""
     return server, line.split()[0]
@@ -123,14 +132,22 @@ def one_by_one(address: str, bundle: Path) -> list[str]:
                 size = len(answer.read())
             took.append(1000 * (time.perf_counter() - start))
         print(f"    {name:<30}{np.median(took):7.1f} ms, slowest {max(took):6.1f} ms, {size / 1000:8.1f} kB")
-    return questions["feature page"] + questions["a page deep in the table"][:10] + questions["row page"][:100] + questions["search, one word"][:20]
+    return (
+        questions["feature page"]
+        + questions["a page deep in the table"][:10]
+        + questions["row page"][:100]
+        + questions["search, one word"][:20]
+    )
 
 
 def crowd(address: str, paths: list[str]) -> None:
     """64 clients, each with a connection, asking again as soon as it is answered; in a process of their own."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import explorer; explorer.ask_all()"
     given = json.dumps([address, paths])
-    print(subprocess.run([sys.executable, "-c", code], input=given, text=True, capture_output=True, check=True).stdout, end="")
+    print(
+        subprocess.run([sys.executable, "-c", code], input=given, text=True, capture_output=True, check=True).stdout,
+        end="",
+    )
 
 
 def ask_all() -> None:
@@ -161,7 +178,9 @@ def ask_all() -> None:
 
     asyncio.run(everybody())
     p50, p99 = np.percentile(took, [50, 99])
-    print(f"{CLIENTS} clients for {SECONDS} s: {len(took) / SECONDS:,.0f} answers a second, median {p50:.0f} ms, ", end="")
+    print(
+        f"{CLIENTS} clients for {SECONDS} s: {len(took) / SECONDS:,.0f} answers a second, median {p50:.0f} ms, ", end=""
+    )
     print(f"p99 {p99:.0f} ms, {errors} errors")
 
 
@@ -192,7 +211,7 @@ def first_paint(address: str) -> None:
                 took.append(1000 * (time.perf_counter() - start))
                 paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
                 page.close()
-            print(f"    {name:<10} content is there after {min(took):5.0f} ms, first contentful paint {paint or 0:5.0f} ms")
+            print(f"    {name:<10} content after {min(took):5.0f} ms, first contentful paint {paint or 0:5.0f} ms")
         browser.close()
 
 

@@ -5,16 +5,15 @@ import json
 import sqlite3
 import time
 
-import nursery
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import make_store
 
 import fewfire as ff
+import nursery
 from fewfire.contracts import Layout
 from fewfire.disk import FolderInUseError, locked
 from fewfire.evaluation import Evaluation
@@ -34,6 +33,7 @@ from fewfire.explorer.smallest import Entries, Smallest, hashed, strongest_first
 from fewfire.explorer.store import FILE, Store
 from fewfire.runs import Run, RunConfig, train
 from fewfire.scoring import score_rows
+from stores import make_store
 
 DTYPES = {"u1": np.uint8, "i1": np.int8, "i2": np.int16, "i4": np.int32, "f4": np.float32}
 
@@ -95,7 +95,7 @@ def test_the_numbers_are_those_of_evaluate(looked):
 
 
 def test_the_codes_are_complete(looked):
-    store, model, rows, latents, _, _ = looked
+    store, _model, _rows, latents, _, _ = looked
     table = pq.read_table(store.path.parent / "codes.parquet")
     dense = np.zeros_like(latents)
     for i, (indices, values) in enumerate(zip(table["indices"].to_pylist(), table["values"].to_pylist(), strict=True)):
@@ -191,7 +191,9 @@ def test_sorting_filtering_and_searching(looked):
     for name in ("density", "max", "mean", "norm"):
         listed = [f[name] for f in json.loads(store.features(sort=name, limit=500))["features"]]
         assert listed == sorted((f[name] for f in found.values()), reverse=True)
-    assert [f["id"] for f in json.loads(store.features(sort="id", descending=False, limit=500))["features"]] == list(range(40))
+    assert [f["id"] for f in json.loads(store.features(sort="id", descending=False, limit=500))["features"]] == list(
+        range(40)
+    )
     pages = [json.loads(store.features(offset=offset, limit=7))["features"] for offset in range(0, 40, 7)]
     assert sorted(f["id"] for page in pages for f in page) == list(range(40))
     dead = json.loads(store.features(show="dead"))
@@ -200,6 +202,11 @@ def test_sorting_filtering_and_searching(looked):
     assert 3 in [f["id"] for f in json.loads(store.features(query="MOSTLY positive"))["features"]]
     assert json.loads(store.features(query="positive nowhere"))["total"] == 0
     assert json.loads(store.features(query="+++"))["total"] == 0
+    by_fit = json.loads(store.features(query="positive", sort="match"))
+    assert by_fit["total"] == len(by_fit["features"]) > 0
+    assert [f["id"] for f in json.loads(store.features(sort="match"))["features"]] == [
+        f["id"] for f in json.loads(store.features())["features"]
+    ]
 
 
 def test_what_is_not_there_is_none(looked):
@@ -344,7 +351,9 @@ MODELS = {
     "deep": lambda: ff.Autoencoder(36, 20, "relu", network={"name": "mlp", "hidden": [24]}),
     "images": lambda: ff.Autoencoder(36, 20, "topk", layout=IMAGES),
     "colour": lambda: ff.Autoencoder(48, 20, "topk", layout=Layout("image", (3, 4, 4))),
-    "large pictures": lambda: ff.Autoencoder(120 * 100, 5, {"name": "topk", "k": 2}, layout=Layout("image", (120, 100))),
+    "large pictures": lambda: ff.Autoencoder(
+        120 * 100, 5, {"name": "topk", "k": 2}, layout=Layout("image", (120, 100))
+    ),
     "deep images": lambda: ff.Autoencoder(36, 20, "relu", network={"name": "mlp", "hidden": [24]}, layout=IMAGES),
     "convolution": lambda: ff.Autoencoder((1, 8, 8), 6, "relu", network="conv", layout=Layout("image", (1, 8, 8))),
     "series": lambda: ff.Autoencoder((2, 12), 20, "topk", layout=Layout("series", (2, 12), ("x", "y"))),
@@ -376,11 +385,15 @@ def test_any_model_explores(tmp_path, kind):
     height = (latents.flatten(2).amax(2) if latents.ndim > 2 else latents).float().numpy()
     for i in range(n):
         page = json.loads(store.feature(i))
-        for row, value in zip(page["examples"]["rows"][:N_TOP], unpack(page["examples"]["values"])[:N_TOP], strict=True):
+        for row, value in zip(
+            page["examples"]["rows"][:N_TOP], unpack(page["examples"]["values"])[:N_TOP], strict=True
+        ):
             if row >= 0:
                 assert value == pytest.approx(height[row, i], rel=1e-2 if model.dtype == torch.bfloat16 else 1e-4)
                 assert str(row) in page["rows"]
-        assert found[i]["max"] == pytest.approx(max(0, height[:, i].max()) if (height[:, i] > 0).any() else height[:, i].max(), rel=1e-2, abs=1e-6)
+        assert found[i]["max"] == pytest.approx(
+            max(0, height[:, i].max()) if (height[:, i] > 0).any() else height[:, i].max(), rel=1e-2, abs=1e-6
+        )
     assert json.loads(store.row(0))["look"]
     assert len(unpack(json.loads(store.text("map"))["places"])) == n
     assert json.loads(store.text("run"))["metrics"]
@@ -500,7 +513,7 @@ def test_neighbours_by_angle(monkeypatch):
     unit = torch.nn.functional.normalize(vectors, dim=1)
     cosine = (unit @ unit.T).fill_diagonal_(-2).numpy()
     assert exact.likeness == pytest.approx(-np.sort(-cosine, axis=1)[:, :10], abs=1e-5)
-    assert (np.take_along_axis(cosine, exact.features, 1) == pytest.approx(exact.likeness, abs=1e-5))
+    assert np.take_along_axis(cosine, exact.features, 1) == pytest.approx(exact.likeness, abs=1e-5)
     monkeypatch.setattr(neighbours, "MOST_EXACT", 100)
     monkeypatch.setattr(neighbours, "N_PROBED", 4)
     some = by_angle(vectors)
@@ -570,7 +583,11 @@ def test_texts_have_heat_where_the_feature_fires(tmp_path):
         for row, warmth in zip(page["examples"]["rows"], heat, strict=True):
             if row < 0:
                 continue
-            same = [n for n in range(max(0, row - 12), min(len(source), row + 13)) if places["document"][n] == places["document"][row]]
+            same = [
+                n
+                for n in range(max(0, row - 12), min(len(source), row + 13))
+                if places["document"][n] == places["document"][row]
+            ]
             wanted = np.zeros(25)
             for n in same:
                 wanted[n - row + 12] = max(0, latents[n, i])
@@ -643,7 +660,11 @@ def test_the_page_asks_nobody_and_writes_no_markup():
     for text in (style, html):
         assert "//" not in text.replace("http://www.w3.org/2000/svg", "")
     addresses = {part.split('"')[0].split("`")[0].split("'")[0] for part in script.split("http")[1:]}
-    assert {a for a in addresses if a.startswith(("://", "s://"))} <= {"://www.w3.org/2000/svg", "://www.w3.org/1998/Math/MathML", "://www.w3.org/1999/xhtml"}
+    assert {a for a in addresses if a.startswith(("://", "s://"))} <= {
+        "://www.w3.org/2000/svg",
+        "://www.w3.org/1998/Math/MathML",
+        "://www.w3.org/1999/xhtml",
+    }
     for forbidden in ("eval(", "new Function", "document.write", "Function.apply", "srcdoc"):
         assert forbidden not in script
     assert "default-src 'none'" in html

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_explorer_server import HOSTILE, served, small_run
 
 import fewfire as ff
 from fewfire.disk import locked
@@ -24,6 +23,7 @@ from fewfire.explorer.server import page_files
 from fewfire.explorer.store import Store
 from fewfire.runs import Run, RunConfig, open_run, train
 from fewfire.store import Part, StoreWriter
+from test_explorer_server import HOSTILE, served, small_run
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -130,7 +130,9 @@ def test_smoke_and_text_is_text(chromium, hostile):
 def test_a_script_that_is_not_the_pages_own_does_not_run(chromium, hostile):
     visit = Visit(chromium, hostile)
     page = visit.go("", ".line .spark")
-    page.evaluate("const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s)")
+    page.evaluate(
+        "const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s)"
+    )
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 2\">')")
     page.wait_for_timeout(100)
     assert page.evaluate("window.ran") is None
@@ -168,7 +170,11 @@ def texts(folder):
             line = (number, position, index, match[0], match.start(), match.end(), label)
             for name, value in zip(rows, line, strict=True):
                 rows[name].append(value)
-    described = {"document": range(len(documents)), "text": documents, "label": ["money" if "rate" in t else "nature" for t in documents]}
+    described = {
+        "document": range(len(documents)),
+        "text": documents,
+        "label": ["money" if "rate" in t else "nature" for t in documents],
+    }
     with locked(folder):
         writer = StoreWriter(folder, ["layer"], "float32", "token", {"model": "none"})
         array = torch.from_numpy(np.array(vectors)).float()
@@ -186,7 +192,10 @@ def bundles(tmp_path_factory):
     np.savetxt(folder / "digits.csv", batch.x.numpy(), delimiter=",", header=names, comments="", fmt="%d")
     texts(folder / "store")
     settings = {
-        "patches": ({"path": "patches", "options": {"size": 10, "n": 4000}}, {"n_latents": 100, "activation": {"name": "topk", "k": 6}}),
+        "patches": (
+            {"path": "patches", "options": {"size": 10, "n": 4000}},
+            {"n_latents": 100, "activation": {"name": "topk", "k": 6}},
+        ),
         "table": ({"path": str(folder / "digits.csv")}, {"n_latents": 64, "activation": {"name": "topk", "k": 6}}),
         "text": ({"path": str(folder / "store")}, {"n_latents": 48, "activation": {"name": "topk", "k": 3}}),
     }
@@ -250,7 +259,9 @@ def test_the_table(chromium, explored):
         assert ids() == wanted(sort="max")
         page.click(".head-max button")
         visit.lands("order=asc")
-        until(page, f"document.querySelector('a.line .id')?.textContent === '{wanted(sort='max', descending=False)[0]}'")
+        until(
+            page, f"document.querySelector('a.line .id')?.textContent === '{wanted(sort='max', descending=False)[0]}'"
+        )
         page.reload()  # a permalink
         page.wait_for_selector(".line .spark")
         assert ids() == wanted(sort="max", descending=False)
@@ -261,7 +272,7 @@ def test_the_table(chromium, explored):
         page.wait_for_selector("a.line")
         page.click("text=Dead")
         until(page, "document.querySelector('.empty') || document.querySelector('em.mark')")
-        visit.go("#/features", ".line .spark")
+        visit.go("?again#/features", ".line .spark")
         until(page, f"document.querySelector('a.line .id')?.textContent === '{wanted()[0]}'")
         page.keyboard.press("j")
         page.keyboard.press("j")
@@ -332,7 +343,8 @@ def test_a_dot_of_the_map_opens_its_feature(chromium, explored):
         drawn = page.evaluate(
             """() => { const c = document.querySelector('.atlas canvas');
             const {data, width} = c.getContext('2d').getImageData(0, 0, c.width, c.height);
-            const at = []; for (let i = 3; i < data.length; i += 4) if (data[i] > 150) at.push([(i >> 2) % width, Math.floor((i >> 2) / width)]);
+            const at = []; for (let i = 3; i < data.length; i += 4) if (data[i] > 150)
+                at.push([(i >> 2) % width, Math.floor((i >> 2) / width)]);
             return at; }"""
         )
         assert len(drawn) > 5 * len(store.numbers("features"))
@@ -380,18 +392,25 @@ def test_the_wheel_turns_ten_thousand_lines(chromium, tmp_path):
         page = visit.go("#/features?sort=id&order=asc", ".line .spark")
         for place in (0.5, 0.99, 0.1):
             page.evaluate(f"document.querySelector('.virtual').scrollTop = {int(place * 10_000 * 44)}")
-            until(page, f"[...document.querySelectorAll('a.line .id')].some(e => Math.abs(e.textContent - {int(place * 10_000)}) < 20)")
+            until(
+                page,
+                "n => [...document.querySelectorAll('a.line .id')].some(e => Math.abs(e.textContent - n) < 20)",
+                int(place * 10_000),
+            )
             assert page.locator("a.line").count() < 60
 
 
 @slow
 def test_an_export_works_from_any_web_server(chromium, bundles, tmp_path):
     export(bundles["patches"], tmp_path / "site", progress=False)
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "site")))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "site"))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with Visit(chromium, server.server_address[1]) as visit:
@@ -417,14 +436,16 @@ def test_an_export_works_from_any_web_server(chromium, bundles, tmp_path):
 @slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")
 def test_the_page_is_what_its_sources_build(tmp_path):
-    """In a copy: node_modules of a checkout are used where they are, else installed from the registry of the machine."""
+    """In a copy, with the node_modules of the checkout where they are, else with installed ones."""
     copy = tmp_path / "frontend"
     shutil.copytree(ROOT / "frontend", copy, ignore=shutil.ignore_patterns("node_modules"))
     if (ROOT / "frontend" / "node_modules").is_dir():
         (copy / "node_modules").symlink_to(ROOT / "frontend" / "node_modules")
     elif subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=copy, capture_output=True).returncode:
         pytest.skip("npm cannot install what the front end is built with")
-    subprocess.run(["npx", "vite", "build", "--outDir", str(tmp_path / "page")], cwd=copy, check=True, capture_output=True)
+    subprocess.run(
+        ["npx", "vite", "build", "--outDir", str(tmp_path / "page")], cwd=copy, check=True, capture_output=True
+    )
     built = {path.name: path.read_bytes() for path in (tmp_path / "page").iterdir()}
     assert built == page_files(), "the sources changed: cd frontend && npm ci && npm run build"
 

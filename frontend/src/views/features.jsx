@@ -30,7 +30,7 @@ const TILE = 84;
 
 export function FeaturesView({ meta, query }) {
   const options = {
-    sort: query.get('sort') || 'density',
+    sort: query.get('sort') || (query.get('q') && !meta.static ? 'match' : 'density'),
     order: query.get('order') || 'desc',
     show: query.get('show') || 'all',
     q: query.get('q') || '',
@@ -38,8 +38,8 @@ export function FeaturesView({ meta, query }) {
   const hasLooks = meta.renderer === 'image';
   const wall = hasLooks && query.get('as') === 'wall';
   const change = (more) => {
-    const next = { ...options, as: query.get('as') || '', ...more };
-    const usual = { sort: 'density', order: 'desc', show: 'all', q: '', as: '' };
+    const next = { ...options, sort: query.get('sort') || '', as: query.get('as') || '', ...more };
+    const usual = { sort: '', order: 'desc', show: 'all', q: '', as: '' };
     adjust('features', Object.fromEntries(Object.entries(next).filter(([key, value]) => value !== usual[key])));
   };
   const keys = [options.sort, options.order, options.show, options.q];

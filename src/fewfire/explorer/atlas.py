@@ -20,9 +20,9 @@ MANY = 20_000
 REPELLED = 8
 """others, drawn at random, that push each feature away in each round"""
 PUSH = 7.0
-"""how much stronger a push is than UMAP's; of those tried, the neighbours of the vectors stay nearest to each other so"""
+"""how much stronger a push is than UMAP's: of those tried, it keeps neighbours of the vectors nearest to each other"""
 START = 10.0
-"""standard deviation of the places before the first round"""
+"""about the standard deviation of the places before the first round"""
 GUESSED, ITERATIONS = 8, 12
 """axes among which the two main ones are found, and how often they are improved"""
 FAR = 4.0
@@ -33,9 +33,9 @@ FAR = 4.0
 def lay_out(vectors: Tensor, near: Near, *, seed: int = 0) -> npt.NDArray[np.float32]:
     """(L, D) vectors and their neighbours -> (L, 2) places from -1 to 1; the same for the same arguments.
 
-    Starts from the two main axes. Then, in a few hundred rounds, every feature is pulled to its neighbours and pushed
-    from some others with the forces of UMAP (McInnes et al. 2018, with a = b = 1), all features at once: a round is a
-    few gathers and sums over (L, N_NEAR), so that 100,000 features take seconds.
+    Starts from the ranks along the two main axes. Then, in a few hundred rounds, every feature is pulled to its
+    neighbours and pushed from some others with the forces of UMAP (McInnes et al. 2018, with a = b = 1), all features
+    at once: a round is a few gathers and sums over (L, N_NEAR), so that 100,000 features take seconds.
     """
     n = len(vectors)
     if n < 3:
@@ -73,8 +73,9 @@ def _main_axes(vectors: Tensor, seed: int) -> Tensor:
     scores = centred @ axes
     rotation = torch.linalg.eigh(scores.T @ scores).eigenvectors.flip(1)[:, :2]
     flat[:, : rotation.shape[1]] = scores @ rotation
-    flat = flat / flat.std(0).clamp_min(1e-6) * START
-    return flat + 1e-3 * torch.rand(flat.shape, generator=generator)
+    flat = flat + 1e-6 * torch.rand(flat.shape, generator=generator)
+    ranks = flat.argsort(0).argsort(0).float() / len(flat) - 0.5  # even: no few features lie far from all others
+    return 3 * START * ranks
 
 
 def _edges(near: Near, n: int) -> tuple[Tensor, Tensor]:
@@ -89,6 +90,6 @@ def _within(places: Tensor) -> npt.NDArray[np.float32]:
     """Scaled so that nearly all lie from -1 to 1; the few beyond are put onto the border."""
     middle = places.median(0).values
     centred = places - middle
-    far = centred.abs().amax(1).kthvalue(max(1, math.ceil(0.995 * len(places)))).values
+    far = centred.abs().amax(1).kthvalue(max(1, math.ceil(0.99 * len(places)))).values
     scaled: npt.NDArray[np.float32] = (centred / far.clamp_min(1e-12)).clamp(-1, 1).float().numpy()
     return scaled

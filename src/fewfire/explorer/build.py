@@ -1,7 +1,7 @@
 """From a run to a bundle: the rows are read twice, in memory that does not grow with them.
 
-The first reading (``scan``) writes every code to ``codes.parquet`` and counts. From the codes alone come the examples of
-each feature (``choosing``), its neighbours and its place on the map. The second reading fetches the rows that are shown
+The first reading (``scan``) writes every code to ``codes.parquet`` and counts. From the codes come the examples of each
+feature (``choosing``), its neighbours and its place on the map. The second reading fetches the rows that are shown
 (``showing``). Everything the page will ask for is written as JSON into ``explorer.sqlite``.
 """
 
@@ -152,7 +152,9 @@ class _Building:
     def write(self, key: str, compare: Run | None) -> None:
         classes = labels_of(self.source, self.limit)
         with self.stages("reading rows", self.limit) as advance:
-            found = scan(self.model, self.source, self.place / CODES, limit=self.limit, classes=classes.number, advance=advance)
+            found = scan(
+                self.model, self.source, self.place / CODES, limit=self.limit, classes=classes.number, advance=advance
+            )
         codes = Codes(self.place / CODES)
         with self.stages("choosing examples"):
             examples = choose(self.model, self.source, found)
@@ -166,7 +168,9 @@ class _Building:
         marks: Marks = {}
         with store.create(self.place / store.FILE) as connection:
             with self.stages("showing rows", found.n_rows) as advance:
-                shown = show(self.model, self.source, renderer, found, examples, anomalies, classes.label, advance, codes, marks)
+                shown = show(
+                    self.model, self.source, renderer, found, examples, anomalies, classes.label, advance, codes, marks
+                )
                 connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", shown)
                 connection.executemany("INSERT INTO documents VALUES (?, ?)", renderer.documents())
             with self.stages("writing features", self.model.latent_shape[0]) as advance:

@@ -39,7 +39,8 @@ def choose(model: Autoencoder, source: Source, found: Scan) -> Examples:
     """Examples of every feature. A row stands in one group of a feature only, the first that it fits."""
     at_quantiles = _at_quantiles(*found.sampled, found.top[0])
     misses = _near_misses(model, source, found.n_rows)
-    rows, values = (np.concatenate(side, axis=1) for side in zip(found.top, at_quantiles, misses, strict=True))
+    parts = (found.top, at_quantiles, misses)
+    rows, values = np.concatenate([part[0] for part in parts], 1), np.concatenate([part[1] for part in parts], 1)
     return Examples(rows, values)
 
 
@@ -61,7 +62,9 @@ def _at_quantiles(
 
 
 @torch.no_grad()
-def _near_misses(model: Autoencoder, source: Source, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _near_misses(
+    model: Autoencoder, source: Source, n_rows: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """(L, N_MISSES) of some rows, those on which a feature is silent and its pre-activation highest."""
     n_features = model.latent_shape[0]
     best = torch.full((n_features, N_MISSES), -torch.inf)
@@ -70,7 +73,7 @@ def _near_misses(model: Autoencoder, source: Source, n_rows: int) -> tuple[npt.N
     step = max(8, PRE_ACTS_AT_ONCE // int(np.prod(model.latent_shape)))
     for first, batch in batches(model, source, n_rows):
         numbers = torch.arange(-first % stride, len(batch.rows), stride)
-        for some in numbers.split(step):
+        for some in torch.split(numbers, step):
             height = _silent_heights(model, batch.x_in[some]) if len(some) else None
             if height is None:
                 continue

@@ -151,4 +151,3 @@ def _thinned(steps: list[int], values: list[float]) -> dict[str, list[Any]]:
 def _word(label: Any) -> str:
     text = str(label)
     return "" if text == "nan" else text[:60]
-

@@ -40,9 +40,9 @@ class Near(NamedTuple):
 def by_angle(vectors: Tensor, n_near: int = N_NEAR) -> Near:
     """The features whose vectors (L, D) have the largest cosine with each one's.
 
-    Up to 20,000 features exactly. Beyond that, vectors are put into about sqrt(L) cells by k-means, and each is compared
-    with those of the cells nearest to its own (inverted file: Jegou et al. 2011, "Product quantization for nearest
-    neighbor search"); ``benchmarks/explorer.py`` prints the share of true neighbours found.
+    Up to 20,000 features exactly. More are put into about sqrt(L) cells by k-means, and each is compared with those of
+    the cells nearest to its own (inverted file: Jegou et al. 2011, "Product quantization for nearest neighbor search");
+    ``benchmarks/explorer.py`` prints the share of true neighbours found.
     """
     n = len(vectors)
     near = np.full((n, n_near), -1, dtype=np.int64), np.zeros((n, n_near), dtype=np.float32)
@@ -58,7 +58,7 @@ def by_angle(vectors: Tensor, n_near: int = N_NEAR) -> Near:
 
 def _everything(n: int) -> Iterable[tuple[Tensor, Tensor]]:
     everything = torch.arange(n)
-    return ((some, everything) for some in everything.split(max(1, (1 << 23) // n)))
+    return ((some, everything) for some in torch.split(everything, max(1, (1 << 23) // n)))
 
 
 def _by_cells(unit: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
@@ -66,12 +66,12 @@ def _by_cells(unit: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     centres = _centres(unit, round(math.sqrt(len(unit))))
     cell = _nearest(unit, centres)
     order = cell.argsort(stable=True)
-    members = order.split(torch.bincount(cell, minlength=len(centres)).tolist())
+    members = torch.split(order, torch.bincount(cell, minlength=len(centres)).tolist())
     probed = (centres @ centres.T).topk(min(N_PROBED, len(centres)), dim=1).indices.tolist()
     for c, some in enumerate(members):
         if len(some):
             among = torch.cat([members[other] for other in {c, *probed[c]}])
-            yield from ((part, among) for part in some.split(1024))
+            yield from ((part, among) for part in torch.split(some, 1024))
 
 
 def _centres(unit: Tensor, n_cells: int) -> Tensor:
@@ -85,7 +85,7 @@ def _centres(unit: Tensor, n_cells: int) -> Tensor:
 
 
 def _nearest(unit: Tensor, centres: Tensor) -> Tensor:
-    return torch.cat([(part @ centres.T).argmax(1) for part in unit.split(8192)])
+    return torch.cat([(part @ centres.T).argmax(1) for part in torch.split(unit, 8192)])
 
 
 def by_firing(codes: Iterable[Entries], fired: npt.NDArray[np.int64], n_rows: int, n_near: int = N_NEAR) -> Near:

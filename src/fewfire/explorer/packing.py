@@ -14,7 +14,7 @@ __all__ = ["packed", "plain", "rounded", "to_json"]
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON of plain values, with ``<``, ``>`` and ``&`` escaped. What is not finite is refused: see ``plain``."""
+    """Compact JSON of plain values, with ``<``, ``>`` and ``&`` escaped. ``plain`` makes them."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

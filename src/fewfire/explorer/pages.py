@@ -11,13 +11,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fewfire import metrics
+from fewfire.evaluation import kind_of
 from fewfire.explorer.choosing import GROUPS, Examples
 from fewfire.explorer.describing import Classes, density_bins
 from fewfire.explorer.neighbours import Near
 from fewfire.explorer.packing import packed, rounded, to_json
 from fewfire.explorer.renderers import Marks, Renderer
 from fewfire.explorer.scan import N_BINS, Scan
-from fewfire.evaluation import kind_of
 
 __all__ = ["Pages"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Source, SparseCodes
-from fewfire.explorer.smallest import Entries, Smallest, hashed, strongest_first
+from fewfire.explorer.smallest import Entries, Smallest, hashed, joined, strongest_first
 from fewfire.rows import check_finite
 from fewfire.scoring import score_rows
 from fewfire.sparse_codes import finds_codes
@@ -103,7 +103,9 @@ def scan(
             counts.add(entries, fires, None if classes is None else classes[first : first + len(batch.rows)])
             n_active.append(np.bincount(entries.rows[fires], minlength=len(batch.rows)).astype(np.int32))
             writer.write(entries, len(batch.rows))
-            scores.append(score_rows(model, batch.x_in, None if batch.x is batch.x_in else batch.x, sparse).score.numpy())
+            scores.append(
+                score_rows(model, batch.x_in, None if batch.x is batch.x_in else batch.x, sparse).score.numpy()
+            )
             placed = entries._replace(rows=entries.rows + first)
             top.add(strongest_first(placed.values), placed)
             sampled.add(hashed(placed), placed)
@@ -169,9 +171,9 @@ class Codes:
         begin, end = np.searchsorted(self._starts, (first, last), side="right") - 1
         groups = [i for i in range(begin, end + 1) if i < len(self._starts) - 1]
         self._held = {i: self._held[i] if i in self._held else self._read(i) for i in groups}
-        found = Entries(*(np.concatenate(side) for side in zip(*self._held.values(), strict=True)))
-        inside = slice(*np.searchsorted(found.rows, (first, last)))
-        return Entries(*(side[inside] for side in found))
+        found = joined(self._held.values())
+        begin, end = np.searchsorted(found.rows, (first, last))
+        return Entries(found.features[begin:end], found.rows[begin:end], found.values[begin:end])
 
     def _read(self, group: int) -> Entries:
         part = self._file.read_row_group(group).combine_chunks()

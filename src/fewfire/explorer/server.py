@@ -7,9 +7,9 @@ status of 400 (a parameter), 404 (no such thing), 503 (too slow), or one of ``gu
 ::
 
     api/meta.json               names, sizes, the renderer and what it must know once, counts of features
-    api/features.json           {"total", "offset", "features": [{"id", "density", "max", "mean", "norm", "dead", "dense",
-                                "label", "spark"}]}; spark: 24 digits, the heights of the histogram's bars
-        ?sort=density           id, density, max, mean, norm, label
+    api/features.json           {"total", "offset", "features": [{"id", "density", "max", "mean", "norm", "dead",
+                                "dense", "label", "spark"}]}; spark: 24 digits, the heights of the histogram's bars
+        ?sort=density           id, density, max, mean, norm, label, match (as well as q fits)
         &order=desc             asc, desc
         &show=all               all, alive, dead, dense, labelled
         &q=                     words that must be in the label or the examples
@@ -35,7 +35,6 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.resources import files
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -52,8 +51,12 @@ __all__ = ["CHOICES", "application", "page_files"]
 THREADS = 4
 """that ask the bundle at the same time"""
 LARGEST = 1 << 31
-TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
-         ".svg": "image/svg+xml"}  # fmt: skip
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "features": {"sort": SORTS, "order": ("desc", "asc"), "show": ("all", "alive", "dead", "dense", "labelled")},
     "rows": {"sort": ROW_SORTS, "order": ("asc", "desc"), "only": ("", "anomalies")},
@@ -68,7 +71,7 @@ class _WrongError(ValueError):
 def application(store: Store) -> Guard:
     """The ASGI application of a bundle."""
     page = page_files()
-    answers = {
+    answers: dict[str, Callable[[Store, Request], str | None]] = {
         "features": _features,
         "features/{number}": _feature,
         "rows": _rows,
@@ -92,7 +95,7 @@ def page_files() -> dict[str, bytes]:
 
 
 class _Threads:
-    """At most so many at a time. The limit belongs to the loop that is running, and so is made when it is first needed."""
+    """At most so many at a time. The limit belongs to the loop that runs, and so is made when it is needed."""
 
     def __init__(self) -> None:
         self._limiter: anyio.CapacityLimiter | None = None
@@ -103,9 +106,7 @@ class _Threads:
         return await anyio.to_thread.run_sync(answer, request, limiter=self._limiter)
 
 
-def _json(
-    answer: Callable[[Request], str | None], in_threads: _Threads
-) -> Callable[[Request], Awaitable[Response]]:
+def _json(answer: Callable[[Request], str | None], in_threads: _Threads) -> Callable[[Request], Awaitable[Response]]:
     """A route that asks the bundle."""
 
     async def route(request: Request) -> Response:
@@ -193,5 +194,5 @@ async def _not_found(_: Request, error: Exception) -> Response:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return Response(refusal("the bundle could not be read; remove the folder explorer of the run and explore it again"), 500,
-                    media_type="application/json")  # fmt: skip
+    sentence = "the bundle could not be read; remove the folder explorer of the run and explore it again"
+    return Response(refusal(sentence), 500, media_type="application/json")

@@ -59,7 +59,7 @@ def show(
     codes: Codes,
     marks: Marks,
 ) -> Iterator[Line]:
-    """Lines of the table ``rows``, in order. ``marks`` is filled in on the way: name -> (L * E, ...) of the examples."""
+    """Lines of the table ``rows``, in order. On the way ``marks`` fills: name -> (L * E, ...) of the examples."""
     wanted = shown_rows(examples, anomalies, found.n_rows)
     flat = examples.rows.ravel()
     order = np.argsort(flat, kind="stable")
@@ -88,7 +88,7 @@ def _mark(
     marks: Marks,
     n: int,
 ) -> None:
-    """What of these rows made features fire, into ``marks``; they are the examples of these numbers, L * E = n in all."""
+    """What of these rows made features fire, into ``marks``: they are examples ``where`` of L * E = n in all."""
     if not len(where):
         return
     found = renderer.marks(batch.x_in[torch.from_numpy(rows - first)], torch.from_numpy(where // width), rows)
@@ -127,7 +127,13 @@ def _lines(
         strengths = {"features": features.tolist(), "values": packed(entries.values[part][strongest])}
         score, n_active = rounded(float(anomalies.score[number])), int(found.n_active[number])
         is_anomaly = int(anomalies.is_anomaly[number])
-        page = {"id": number, "row": int(batch.rows[place]), "score": score, "n_active": n_active, "anomaly": is_anomaly}
+        page = {
+            "id": number,
+            "row": int(batch.rows[place]),
+            "score": score,
+            "n_active": n_active,
+            "anomaly": is_anomaly,
+        }
         page |= {"label": names[i], "look": looks[i], "why": reasons[i], "codes": strengths}
         document, listed = looks[i].get("document"), ",".join(map(str, features.tolist()))
         yield number, score, n_active, is_anomaly, names[i], to_json(page), document, listed

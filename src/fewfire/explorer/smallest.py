@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Entries", "Smallest", "hashed", "strongest_first"]
+__all__ = ["Entries", "Smallest", "hashed", "joined", "strongest_first"]
 
 BUFFERED = 1 << 22
 """entries that wait before they are merged: about 70 MB"""
@@ -28,10 +29,16 @@ class Entries(NamedTuple):
         return Entries(self.features[chosen], self.rows[chosen], self.values[chosen])
 
 
+def joined(parts: Iterable[Entries]) -> Entries:
+    """Entries one after another."""
+    sides: list[Any] = [np.concatenate(side) for side in zip(*parts, strict=True)]
+    return Entries(*sides)
+
+
 class Smallest:
     """The ``keep`` entries of each feature whose keys are smallest, of a stream of any length.
 
-    Memory is bounded by ``n_features * keep`` and a buffer. Entries with equal keys stay in the order in which they came.
+    Memory is bounded by ``n_features * keep`` and a buffer. Of equal keys the first to come stay.
     With :func:`strongest_first` as key these are the top examples; with :func:`hashed`, a sample of each feature's
     entries, every one as likely as any other (bottom-k sampling: Cohen & Kaplan 2007).
     """
@@ -65,7 +72,7 @@ class Smallest:
         if not self._parts:
             return
         keys = np.concatenate([part[0] for part in self._parts])
-        merged = Entries(*(np.concatenate(side) for side in zip(*(part[1] for part in self._parts), strict=True)))
+        merged = joined(part[1] for part in self._parts)
         order = np.argsort(merged.features.astype(np.uint64) << np.uint64(32) | keys, kind="stable")
         order = order[_place_in_group(merged.features[order]) < self.keep]
         kept = Entries(merged.features[order], merged.rows[order], merged.values[order])

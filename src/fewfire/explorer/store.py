@@ -30,7 +30,7 @@ __all__ = ["FILE", "FORMAT", "MOST_ROWS_A_PAGE", "ROW_SORTS", "SORTS", "Store", 
 FILE = "explorer.sqlite"
 FORMAT = 1
 """raised whenever a bundle of before would not do"""
-SORTS = ("id", "density", "max", "mean", "norm", "label")
+SORTS = ("id", "density", "max", "mean", "norm", "label", "match")
 ROW_SORTS = ("id", "score", "n_active", "label")
 MOST_A_PAGE = 500
 """features in one answer"""
@@ -39,9 +39,15 @@ MOST_WORDS, LONGEST_WORD = 8, 40
 """of a search"""
 SECONDS = 5.0
 """for one question"""
+CONDITIONS = {"all": "", "alive": "NOT dead", "dead": "dead", "dense": "dense", "labelled": "label != ''"}
+"""what ``show`` may be"""
+LABEL_WEIGHT = 20
+"""of a word in a label, beside one in the examples"""
 CHECKED = 20_000
 """steps of SQLite, after which the clock is looked at"""
-ANSWER = "id, density, max, mean, norm, dead, dense, label, spark, (SELECT look FROM looks WHERE looks.id = features.id)"
+ANSWER = (
+    "id, density, max, mean, norm, dead, dense, label, spark, (SELECT look FROM looks WHERE looks.id = features.id)"
+)
 
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -127,9 +133,12 @@ class Store:
     ) -> str:
         """``{"total", "offset", "features": [...]}`` of those that a search and a filter leave, in order.
 
-        ``show``: all, alive, dead, dense or labelled.
+        ``show``: all, alive, dead, dense or labelled. ``sort`` "match": as well as a search fits, labels before
+        examples; without a search, by density.
         """
         where, values = self._filter(query, show)
+        matching = sort == "match" and bool(values)
+        sort = "density" if sort == "match" else sort
         direction = "DESC" if descending else "ASC"
         # Ties by number, in the order of the index, which is read backwards for the other one: nothing is sorted.
         ties = "" if sort == "id" else ", id ASC" if descending else ", id DESC"
@@ -137,6 +146,10 @@ class Store:
         with self._asking() as connection:
             (total,) = connection.execute(f"SELECT COUNT(*) FROM features {where}", values).fetchone()
             page = f"SELECT * FROM features {where} ORDER BY {order} LIMIT ? OFFSET ?"
+            if matching:
+                found = f"SELECT rowid, bm25(search, {LABEL_WEIGHT}, 1) AS fit FROM search WHERE search MATCH ?"
+                some = f"SELECT features.* FROM ({found}) JOIN features ON id = rowid WHERE {CONDITIONS[show] or 1}"
+                page = f"{some} ORDER BY fit, id LIMIT ? OFFSET ?"
             page = f"SELECT {ANSWER} FROM ({page}) AS features"  # pictures of these alone are looked up
             lines = connection.execute(page, (*values, min(limit, MOST_A_PAGE), offset)).fetchall()
         return f'{{"total":{total},"offset":{offset},"features":[{",".join(map(_feature_json, lines))}]}}'
@@ -144,7 +157,9 @@ class Store:
     def every_feature(self) -> Iterator[str]:
         """All lines of the table as JSON, the most used first."""
         with self._asking(limited=False) as connection:
-            yield from map(_feature_json, connection.execute(f"SELECT {ANSWER} FROM features ORDER BY density DESC, id"))
+            yield from map(
+                _feature_json, connection.execute(f"SELECT {ANSWER} FROM features ORDER BY density DESC, id")
+            )
 
     def feature(self, number: int) -> str | None:
         """A feature's page, with the rows, documents and neighbours that it shows; None: there is no such feature."""
@@ -200,14 +215,7 @@ class Store:
             return [number for (number,) in connection.execute(f"SELECT id FROM {name} ORDER BY id")]
 
     def _filter(self, query: str, show: str) -> tuple[str, tuple[Any, ...]]:
-        conditions = {
-            "all": "",
-            "alive": "NOT dead",
-            "dead": "dead",
-            "dense": "dense",
-            "labelled": "label != ''",
-        }
-        parts = [conditions[show]] if conditions[show] else []
+        parts = [CONDITIONS[show]] if CONDITIONS[show] else []
         values: tuple[Any, ...] = ()
         if wanted := _as_query(query):
             parts.append("id IN (SELECT rowid FROM search WHERE search MATCH ?)")
@@ -258,7 +266,7 @@ def _quoted(number: int) -> str:
 
 
 def _as_query(text: str) -> str:
-    """What a person typed -> FTS5: every word must be there, the last may go on. Signs of FTS5 itself have no meaning."""
+    """What a person typed -> FTS5: every word must be there, the last may go on. Its signs have no meaning."""
     words = [word[:LONGEST_WORD] for word in re.findall(r"\w+", text[:400])][:MOST_WORDS]
     return " ".join(f'"{word}"' for word in words) + ("*" if words else "")
 

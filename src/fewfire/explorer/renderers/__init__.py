@@ -1,4 +1,4 @@
-"""How rows of each kind of data come to the page: one class in one file a kind, here and in ``frontend/src/renderers``."""
+"""How rows of each kind of data come to the page: a class in a file each, here and in ``frontend/src/renderers``."""
 
 from fewfire.explorer.renderers.family import Marks, Renderer, contributions, renderer_for
 from fewfire.explorer.renderers.image import Image

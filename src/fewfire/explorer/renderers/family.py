@@ -39,7 +39,7 @@ class Renderer(Named):
 
     names_well: ClassVar[bool] = False
     """whether its labels say more than the class on whose rows a feature fires"""
-    noun: ClassVar[str] = "row"
+    noun: str = "row"
     """what a row is"""
     registry: ClassVar[dict[str, type[Any]]]
 
@@ -106,7 +106,7 @@ def contributions(model: Autoencoder, x: Tensor, features: Tensor) -> Tensor:
     """
     step = max(1, PAIRS_AT_ONCE // max(1, x[0].numel())) if len(x) else 1
     one = _products if _reads_linearly(model) else _gradients
-    parts = [one(model, *pair) for pair in zip(x.split(step), features.split(step), strict=True)]
+    parts = [one(model, *pair) for pair in zip(torch.split(x, step), torch.split(features, step), strict=True)]
     return torch.cat(parts) if parts else x.new_zeros(0, x[0:1].numel())
 
 
@@ -116,14 +116,14 @@ def _reads_linearly(model: Autoencoder) -> bool:
 
 @torch.no_grad()
 def _products(model: Autoencoder, x: Tensor, features: Tensor) -> Tensor:
-    weights = model.encoder.W_enc[features.to(model.device)]  # type: ignore[union-attr,index]
+    weights = model.encoder.W_enc[features.to(model.device)]  # type: ignore[index]
     rows = model.to_model_space(x.to(model.device)).flatten(1)
     return (weights * rows).float().cpu()
 
 
 def _gradients(model: Autoencoder, x: Tensor, features: Tensor) -> Tensor:
     parts = []
-    for rows, wanted in zip(x.split(256), features.split(256), strict=True):
+    for rows, wanted in zip(torch.split(x, 256), torch.split(features, 256), strict=True):
         with torch.enable_grad():
             inside = model.to_model_space(rows.to(model.device, model.dtype)).detach().requires_grad_(True)
             pre_acts = model.encoder(inside)

@@ -125,7 +125,7 @@ class Image(Renderer, name="image"):
     def _maps(self, x: Tensor, features: Tensor) -> Tensor:
         """(n, h, w) how high the feature is at each place of a convolution, stretched over the picture."""
         parts = []
-        for rows, wanted in zip(x.split(64), features.split(64), strict=True):
+        for rows, wanted in zip(torch.split(x, 64), torch.split(features, 64), strict=True):
             latents = self.model.encode(rows).cpu()
             parts.append(latents[torch.arange(len(rows)), wanted].float())
         maps = torch.cat(parts)

@@ -30,7 +30,7 @@ def describe(pictures: Tensor) -> list[str]:
     size = (xx + yy).clamp_min(torch.finfo(torch.float32).tiny)
     coherence = ((xx - yy).square() + 4 * xy.square()).sqrt() / size
     angle = torch.atan2(2 * xy, xx - yy) / 2  # of the gradient: an edge runs at a right angle to it
-    # rows count downwards: a gradient that points right and down crosses an edge that runs from lower left to upper right
+    # rows count downwards: a gradient to the lower right crosses an edge from the lower left to the upper right
     direction = (angle / (math.pi / 4)).round().long() % 4
     place, share = _places(pictures)
     words = zip((xx + yy > 0).tolist(), (coherence > ORIENTED).tolist(), direction.tolist(), place, share, strict=True)

@@ -66,6 +66,6 @@ class Series(Renderer, name="series"):
     def _maps(self, x: Tensor, features: Tensor) -> Tensor:
         """(n, 1, length) how high the feature of a 1-D convolution is at each time, stretched over the window."""
         parts = []
-        for rows, wanted in zip(x.split(64), features.split(64), strict=True):
+        for rows, wanted in zip(torch.split(x, 64), torch.split(features, 64), strict=True):
             parts.append(self.model.encode(rows).cpu()[torch.arange(len(rows)), wanted].float())
         return F.interpolate(torch.cat(parts)[:, None], self.layout.shape[1], mode="linear", align_corners=False)

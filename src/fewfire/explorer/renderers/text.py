@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -144,7 +145,7 @@ class Text(Renderer, name="text"):
             same = np.flatnonzero(documents[first:last] == documents[n]) + first
             cuts = [*starts[same].tolist(), int(ends[same[-1]])]
             text = self._texts[documents[n]]
-            found.append(([text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)], int(n - same[0])))
+            found.append(([text[a:b] for a, b in itertools.pairwise(cuts)], int(n - same[0])))
         return found
 
 
@@ -152,7 +153,7 @@ def _telling(
     rows: Sequence[int], values: Sequence[float], tokens: Sequence[int], names: Sequence[str], common: Any
 ) -> str:
     """A label from examples; "" where no token stands out."""
-    mass: Counter[int] = Counter()
+    mass: dict[int, float] = defaultdict(float)
     for row, value in zip(rows, values, strict=True):
         if row >= 0:
             mass[tokens[row]] += value
