@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
+import urllib.request
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -706,3 +710,49 @@ def test_opening_something_that_is_no_run(tmp_path):
     (tmp_path / FILE).write_text("not a database")
     with pytest.raises(ValueError, match="not a bundle"):
         Store(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+def call(*arguments, **settings):
+    command = [sys.executable, "-c", "from fewfire.cli import main; main()", "explore", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)
+
+
+def test_the_command_line(looked, tmp_path):
+    bundle = looked[0].path.parent
+    done = call(bundle, "--export", tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "index.html").is_file()
+    again = call(bundle, "--export", tmp_path / "site")
+    assert again.returncode == 2 and "not empty" in again.stderr and len(again.stderr) < 400
+    nothing = call(tmp_path / "nothing")
+    assert nothing.returncode == 2 and len(nothing.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_it_ends_when_it_is_told_to(looked, number, code):
+    bundle = looked[0].path.parent
+    command = [
+        sys.executable,
+        "-c",
+        "from fewfire.cli import main; main()",
+        "explore",
+        bundle,
+        "--port",
+        "0",
+        "--no-open",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stderr.readline().split()[0]
+        with urllib.request.urlopen(address + "api/meta.json") as answer:
+            assert json.loads(answer.read())["n_features"] == 40
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_looking_at_help_imports_no_server():
+    code = "import sys; from fewfire.cli import app; import fewfire; print([m for m in ('starlette', 'uvicorn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -334,7 +334,7 @@ def demo(
     from fewfire.demo import run_demo
 
     page = run_demo(what, out, texts=texts)
-    _say(f"open {page}")
+    _say(f"open {page}; to look at each feature: fewfire explore {page.parent}")
     if show if show is not None else _has_screen():
         webbrowser.open(page.resolve().as_uri())
 
