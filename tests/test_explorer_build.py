@@ -731,28 +731,20 @@ def test_the_command_line(looked, tmp_path):
     assert nothing.returncode == 2 and len(nothing.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_it_ends_when_it_is_told_to(looked, number, code):
-    bundle = looked[0].path.parent
-    command = [
-        sys.executable,
-        "-c",
-        "from fewfire.cli import main; main()",
-        "explore",
-        bundle,
-        "--port",
-        "0",
-        "--no-open",
-    ]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_well_when_it_is_told_to(looked, number):
+    """A signal is how a server ends: that is no failure."""
+    program = [sys.executable, "-c", "from fewfire.cli import main; main()"]
+    command = [*program, "explore", looked[0].path.parent, "--port", "0", "--no-open"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         address = process.stderr.readline().split()[0]
         with urllib.request.urlopen(address + "api/meta.json") as answer:
             assert json.loads(answer.read())["n_features"] == 40
         process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(20) == 0
         assert "Traceback" not in process.stderr.read()
 
 
 def test_looking_at_help_imports_no_server():
-    code = "import sys; from fewfire.cli import app; import fewfire; print([m for m in ('starlette', 'uvicorn') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    code = "import sys, fewfire, fewfire.cli; print({'starlette', 'uvicorn', 'pyarrow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

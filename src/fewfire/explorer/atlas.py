@@ -14,7 +14,7 @@ from fewfire.explorer.neighbours import Near
 
 __all__ = ["lay_out"]
 
-ROUNDS, ROUNDS_OF_MANY = 300, 100
+ROUNDS, ROUNDS_OF_MANY = 300, 60
 MANY = 20_000
 """features"""
 REPELLED = 8
