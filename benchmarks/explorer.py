@@ -72,11 +72,8 @@ def build(folder: Path, n_features: int, n_rows: int) -> Path:
     for name, took in kept[0].seconds.items():
         print(f"    {name:<22}{took:7.1f} s")
     size = sum(path.stat().st_size for path in bundle.iterdir()) / 1e6
-    print(
-        f"bundle of {n_features:,} features and {n_rows:,} rows: {seconds:.1f} s, {cpu:.1f} CPU seconds, {size:,.0f} MB on disk, ",
-        end="",
-    )
-    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of memory")
+    print(f"bundle of {n_features:,} features and {n_rows:,} rows: {seconds:.1f} s, {cpu:.1f} CPU seconds, ", end="")
+    print(f"{size:,.0f} MB on disk, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of memory")
     start = time.perf_counter()
     building.build(run, source, progress=False)
     print(f"the same again: {time.perf_counter() - start:.1f} s")

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ CONDITIONS = {"all": "", "alive": "NOT dead", "dead": "dead", "dense": "dense", 
 """what ``show`` may be"""
 LABEL_WEIGHT = 20
 """of a word in a label, beside one in the examples"""
+KEPT = 256
+"""answers about the table that are remembered: many people look at the same pages"""
 CHECKED = 20_000
 """steps of SQLite, after which the clock is looked at"""
 ANSWER = (
@@ -110,6 +113,7 @@ class Store:
         if not self.path.is_file():
             raise FileNotFoundError(f"no bundle in {folder}; fewfire explore RUN builds one")
         self._of_thread = threading.local()
+        self._kept = lru_cache(KEPT)(self._features)  # a bundle never changes
         try:
             found = json.loads(self.text("format") or "null")
         except (sqlite3.Error, ValueError):
@@ -136,6 +140,9 @@ class Store:
         ``show``: all, alive, dead, dense or labelled. ``sort`` "match": as well as a search fits, labels before
         examples; without a search, by density.
         """
+        return self._kept(sort, descending, offset, min(limit, MOST_A_PAGE), query, show)
+
+    def _features(self, sort: str, descending: bool, offset: int, limit: int, query: str, show: str) -> str:
         where, values = self._filter(query, show)
         matching = sort == "match" and bool(values)
         sort = "density" if sort == "match" else sort
@@ -151,7 +158,7 @@ class Store:
                 some = f"SELECT features.* FROM ({found}) JOIN features ON id = rowid WHERE {CONDITIONS[show] or 1}"
                 page = f"{some} ORDER BY fit, id LIMIT ? OFFSET ?"
             page = f"SELECT {ANSWER} FROM ({page}) AS features"  # pictures of these alone are looked up
-            lines = connection.execute(page, (*values, min(limit, MOST_A_PAGE), offset)).fetchall()
+            lines = connection.execute(page, (*values, limit, offset)).fetchall()
         return f'{{"total":{total},"offset":{offset},"features":[{",".join(map(_feature_json, lines))}]}}'
 
     def every_feature(self) -> Iterator[str]:
