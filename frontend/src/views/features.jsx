@@ -48,9 +48,9 @@ export function FeaturesView({ meta, query }) {
   useEffect(() => setAt(-1), keys);
   const total = value ? value.total : 0;
   remember(meta, options);
-  useListKeys(at, setAt, total, async () => {
-    const found = await features(meta, { ...options, offset: at - (at % 100), limit: 100 });
-    go(`feature/${found.features[at % 100].id}`);
+  useListKeys(at, setAt, total, async (i) => {
+    const found = await features(meta, { ...options, offset: i - (i % 100), limit: 100 });
+    go(`feature/${found.features[i % 100].id}`);
   });
   return (
     <div class="features">
@@ -269,7 +269,10 @@ function Nothing({ options, meta, change }) {
   );
 }
 
+/** Keys of a list. Several may be pressed before the next drawing, so the place is kept beside the state. */
 export function useListKeys(at, setAt, total, open) {
+  const now = useRef(at);
+  now.current = at;
   useEffect(() => {
     const listen = (event) => {
       if (typing(event)) return;
@@ -277,8 +280,9 @@ export function useListKeys(at, setAt, total, open) {
       if (step) {
         event.preventDefault();
         document.activeElement?.blur(); // a button that was clicked last must not take the Enter that follows
-        setAt(Math.max(0, Math.min(total - 1, at + step)));
-      } else if (event.key === 'Enter' && at >= 0 && event.target.tagName !== 'A' && event.target.tagName !== 'BUTTON') open();
+        now.current = Math.max(0, Math.min(total - 1, now.current + step));
+        setAt(now.current);
+      } else if (event.key === 'Enter' && now.current >= 0 && event.target.tagName !== 'A' && event.target.tagName !== 'BUTTON') open(now.current);
     };
     addEventListener('keydown', listen);
     return () => removeEventListener('keydown', listen);

@@ -25,7 +25,7 @@ export function RowsView({ meta, query }) {
   useEffect(() => setAt(-1), [sort, only, page]);
   const change = (more) => adjust('rows', { sort: sort === 'id' ? '' : sort, only, page: page || '', ...more });
   const shown = asked.value ? asked.value.rows : [];
-  useListKeys(at, setAt, shown.length, () => go(`row/${shown[at].id}`));
+  useListKeys(at, setAt, shown.length, (i) => go(`row/${shown[i].id}`));
   const { Whole } = rendererOf(meta);
   const last = asked.value ? Math.max(0, Math.ceil(asked.value.total / LIMIT) - 1) : 0;
   return (
