@@ -23,8 +23,8 @@ __all__ = ["Pages"]
 
 MOSTLY = 0.6
 """share of the rows of one class from which a feature is called after it"""
-LEANING = 0.3
-"""share of its rates over the classes from which a feature has a class's colour on the map"""
+LEANING, MOST_NEEDED = 3.0, 0.75
+"""so many even shares of its rates over the classes, or this share, give a feature a class's colour on the map"""
 SPARK = "0123456789"
 """heights of a sparkline's bars"""
 N_WORDS = 8
@@ -115,7 +115,7 @@ class Pages:
             return np.full(self.n_features, -1)
         rates = self.found.by_class / np.maximum(self.class_counts, 1)
         share = rates.max(1) / np.maximum(rates.sum(1), 1e-12)
-        return np.where(share > max(LEANING, 1.5 / len(self.classes)), rates.argmax(1), -1)
+        return np.where(share > min(MOST_NEEDED, LEANING / len(self.classes)), rates.argmax(1), -1)
 
     def _lines(self) -> Iterator[tuple[Any, ...]]:
         sparks = self._sparks()
