@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "fewfire"
 FLOORS = {
     9: ["cli"],
     8: ["demo"],
-    7: ["estimators", "report"],
+    7: ["estimators", "explorer", "report"],
     6: ["runs"],
     5: ["trainer", "plot", "doctor", "conversion"],
     4: [

@@ -342,6 +342,9 @@ def test_the_wheel(tmp_path, without):
     assert wheel.name.endswith("-py3-none-any.whl") == without
     assert ("fewfire/kernels/_native.so" in names) != without
     assert not [name for name in names if "csrc" in name]
+    page = {f"fewfire/explorer/page/{name}" for name in ("index.html", "page.js", "page.css", "spark.svg")}
+    assert page <= names  # the front end, built and committed
+    assert not [name for name in names if "frontend" in name or "node_modules" in name]
     if not without:
         assert re.search(r"-py3-none-(linux|macosx)_\w+\.whl$", wheel.name)
         installed = tmp_path / "installed" / "fewfire" / "kernels"

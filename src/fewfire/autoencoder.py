@@ -210,17 +210,21 @@ class Autoencoder(nn.Module):
         codes = model.encode_sparse(rows) if finds_codes(model) else model.encode(rows)
         return model.decode(codes, like=rows if self.input_shape == self.target_shape else None)
 
-    def reconstruct_in_model_space(self, x: Tensor | npt.ArrayLike) -> Tensor:
+    def reconstruct_in_model_space(self, x: Tensor | npt.ArrayLike, codes: SparseCodes | None = None) -> Tensor:
         """(B, *input shape) -> (B, *target shape): what training compares with ``target_to_model_space(target)``.
+
+        ``codes``: what ``encode_sparse(x)`` gave, where it was asked already.
 
         On the way to data space and back a preprocess may lose some of the error: ``row_mean`` removes the
         reconstruction's own mean, ``clip_scale`` clips it.
         """
         rows, model = self._ready(x, self.input_shape)
         with torch.no_grad():
-            if finds_codes(model):
-                return model._decode_sparse(*model.encode_sparse(rows))
-            return model._decode_dense(model.encode(rows))
+            if codes is None and finds_codes(model):
+                codes = model.encode_sparse(rows)
+            if codes is None:
+                return model._decode_dense(model.encode(rows))
+            return model._decode_sparse(codes.indices, codes.values.to(model.dtype))
 
     # ------------------------------------------------------------------------------ description
 

@@ -288,6 +288,47 @@ def report(run: RunPath, data: MaybeData = None, settings: DataOptions = None) -
 
 
 @app.command()
+def explore(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or model folder, or a bundle built before.")],
+    data: MaybeData = None,
+    port: Annotated[int | None, typer.Option(help="Default: 8765, or any that is free.", min=0, max=65535)] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="DIR", help="Write the page as files into a new folder instead.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows to read, the first ones. Default: 250,000.", min=1)] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="RUN", help="Another run, whose features are matched.")
+    ] = None,
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Show the page in a browser.")] = None,
+    settings: DataOptions = None,
+) -> None:
+    """Look at what every feature means, in a browser: examples, neighbours, a map, the rows and the run.
+
+    Builds RUN/explorer, again when the model or the data changed, and serves it on this machine alone until Ctrl-C.
+    """
+    from fewfire.explorer.build import MOST_ROWS
+    from fewfire.explorer.opening import open_bundle
+    from fewfire.runs import data_options
+
+    options = data_options(settings or ())
+    bundle = open_bundle(run, data, options, rows=rows or MOST_ROWS, compare=compare)
+    if export is not None:
+        from fewfire.explorer.export import export as write
+
+        count = write(bundle, export)
+        _say(f"{export}: {count:,} files; look at them with: python -m http.server --bind 127.0.0.1 -d {export}")
+        return
+    from fewfire.explorer.serve import listen, serve
+
+    def ready(address: str) -> None:
+        _say(f"{address} shows {run}, on this machine alone, until Ctrl-C")
+        if show if show is not None else _has_screen():
+            webbrowser.open(address)
+
+    serve(bundle, listen(port), ready=ready)
+
+
+@app.command()
 def demo(
     what: Annotated[str, typer.Argument(metavar="[patches|digits|text]")] = "patches",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the run.")] = None,
@@ -302,7 +343,7 @@ def demo(
     from fewfire.demo import run_demo
 
     page = run_demo(what, out, texts=texts)
-    _say(f"open {page}")
+    _say(f"open {page}; to look at each feature: fewfire explore {page.parent}")
     if show if show is not None else _has_screen():
         webbrowser.open(page.resolve().as_uri())
 

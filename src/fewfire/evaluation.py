@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,26 @@ from fewfire.metrics.reconstruction import ratio
 from fewfire.rows import all_finite, check_finite
 from fewfire.sources import open_source
 
-__all__ = ["LIMITED", "Evaluation", "evaluate", "finite_rows"]
+__all__ = ["LIMITED", "METRICS", "Evaluation", "Kind", "evaluate", "finite_rows", "kind_of"]
+
+METRICS: dict[str, str] = {
+    "n_rows": "rows that were measured",
+    "n_latents": "features of the model",
+    "mse": "squared error of the reconstruction, mean over rows and columns, in the units of the data",
+    "fvu": "variance unexplained: squared error / squared distance from the mean of the rows; 0 is perfect",
+    "fvu_columns": "the same for each column by itself, then averaged: no column speaks for the others by its scale",
+    "explained_variance": "1 - fvu: 1 is perfect, the mean of the rows alone gives 0",
+    "cosine": "between a row and its reconstruction, mean over rows: 1 is the same direction",
+    "l2_ratio": "length of the reconstruction / length of the row, mean over rows: below 1 it shrinks",
+    "relative_bias": "1: on average as far out as the rows; below 1, shrunk in the rows' own direction",
+    "l0": "features that fire on a row, mean over rows",
+    "dead_fraction": "share of the features that fired on none of the rows",
+    "dense_fraction": "share of the features that fired on more than a tenth of the rows",
+    "mean_activation": "mean of the latents over rows and features, silent ones included",
+}
+"""What each number of ``evaluate``'s dict means, in a line; its limits stand beside it."""
+
+Kind: TypeAlias = Literal["sparse", "logistic", "normal"]
 
 LIMITED = ("mse", "fvu", "explained_variance", "cosine", "l2_ratio", "relative_bias", "l0")
 """the numbers that have limits: ratios of two sums over rows"""
@@ -230,6 +249,13 @@ class Evaluation:
         to_mean = self.target.mean - self.first
         distances = self.sums.sums[:, SUMMED.index("distance")]
         return distances - 2 * self.offsets.sums @ to_mean + self.sums.rows * to_mean.square().sum()
+
+
+def kind_of(model: Autoencoder) -> Kind:
+    """How one speaks of latents: sparse ones fire or are silent, logistic ones are high or low, normal ones vary."""
+    if "mean_logvar" in model.gives:
+        return "normal"
+    return "logistic" if "logits" in model.gives else "sparse"
 
 
 def finite_rows(batch: Batch) -> Batch:

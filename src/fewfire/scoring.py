@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewfire.anomaly import Detector
 from fewfire.autoencoder import Autoencoder
-from fewfire.contracts import Layout, Source
+from fewfire.contracts import Layout, Source, SparseCodes
 from fewfire.disk import atomic_writer
 from fewfire.rows import as_rows, check_finite
 
@@ -36,7 +36,7 @@ class Scores(NamedTuple):
     """(B, D) float64, each column's share of its row's score; a row without error has shares of 0"""
 
 
-def score_rows(model: Autoencoder, x: Any, target: Any = None) -> Scores:
+def score_rows(model: Autoencoder, x: Any, target: Any = None, codes: SparseCodes | None = None) -> Scores:
     """Reconstruction error of each row, in model space, where columns of different scale have the same say.
 
     Parameters
@@ -45,6 +45,8 @@ def score_rows(model: Autoencoder, x: Any, target: Any = None) -> Scores:
         (B, *input shape) rows in data space.
     target
         (B, *target shape) what they should have become; None: ``x`` itself.
+    codes
+        ``model.encode_sparse(x)``, where they are known already.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def score_rows(model: Autoencoder, x: Any, target: Any = None) -> Scores:
         )
     if target is not None:
         check_finite(expected, "target")
-    recon = model.reconstruct_in_model_space(rows)
+    recon = model.reconstruct_in_model_space(rows, codes)
     with torch.no_grad():
         error = recon - model.target_to_model_space(expected.to(recon.device))
     squared = error.flatten(1).double().square().cpu()

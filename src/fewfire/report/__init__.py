@@ -9,28 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewfire.evaluation import METRICS
+
 if TYPE_CHECKING:
     from fewfire.contracts import Source
     from fewfire.runs import Run
 
 __all__ = ["METRICS", "write_report"]
-
-METRICS: dict[str, str] = {
-    "n_rows": "rows that were measured",
-    "n_latents": "features of the model",
-    "mse": "squared error of the reconstruction, mean over rows and columns, in the units of the data",
-    "fvu": "variance unexplained: squared error / squared distance from the mean of the rows; 0 is perfect",
-    "fvu_columns": "the same for each column by itself, then averaged: no column speaks for the others by its scale",
-    "explained_variance": "1 - fvu: 1 is perfect, the mean of the rows alone gives 0",
-    "cosine": "between a row and its reconstruction, mean over rows: 1 is the same direction",
-    "l2_ratio": "length of the reconstruction / length of the row, mean over rows: below 1 it shrinks",
-    "relative_bias": "1: on average as far out as the rows; below 1, shrunk in the rows' own direction",
-    "l0": "features that fire on a row, mean over rows",
-    "dead_fraction": "share of the features that fired on none of the rows",
-    "dense_fraction": "share of the features that fired on more than a tenth of the rows",
-    "mean_activation": "mean of the latents over rows and features, silent ones included",
-}
-"""What each number of ``evaluate``'s dict means, in a line; its limits stand beside it."""
 
 
 def write_report(run: Run, source: Source) -> Path:
@@ -41,7 +26,7 @@ def write_report(run: Run, source: Source) -> Path:
     ValueError
         The rows do not have the model's shape, or there are none.
     """
-    from fewfire.disk import atomic_write  # imported here, because METRICS alone must not cost a second
+    from fewfire.disk import atomic_write  # imported here: METRICS alone must not cost what drawing does
     from fewfire.report.build import render
 
     path = run.path if run.path.is_dir() else run.path.parent

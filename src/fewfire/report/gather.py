@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,11 +12,9 @@ from torch import Tensor
 from fewfire import metrics
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Batch, Source
-from fewfire.evaluation import Evaluation
+from fewfire.evaluation import Evaluation, Kind, kind_of
 
 __all__ = ["Example", "Gathered", "Kind", "gather", "kind_of"]
-
-Kind: TypeAlias = Literal["sparse", "logistic", "normal"]
 
 MAX_ROWS = 5_000
 MAX_LATENTS_AT_ONCE = 1 << 22
@@ -90,13 +87,6 @@ def gather(model: Autoencoder, source: Source) -> Gathered:
     pairs = sorted({round(i) for i in torch.linspace(0, evaluation.n_rows - 1, N_PAIRS).tolist()})
     wanted = {*pairs, *(position for rows in top.values() for _, position in rows)}
     return Gathered(evaluation, spread, order, top, pairs, _fetch(model, source, wanted))
-
-
-def kind_of(model: Autoencoder) -> Kind:
-    """How one speaks of latents: sparse ones fire or are silent, logistic ones are high or low, normal ones vary."""
-    if "mean_logvar" in model.gives:
-        return "normal"
-    return "logistic" if "logits" in model.gives else "sparse"
 
 
 def _first_rows(model: Autoencoder, source: Source) -> Iterator[tuple[int, Batch]]:
