@@ -35,7 +35,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import print_table, print_title
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
@@ -43,6 +42,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 import fewfire as ff
 from fewfire.anomaly import Detector, Ensemble, Part, Prototypes
+from measure import print_table, print_title
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray]
 Scores = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
