@@ -20,7 +20,9 @@ def start(job: Callable[..., Any], *args: Any) -> Any:
     global _context
     if _context is None:
         _context = multiprocessing.get_context("forkserver")
-        _context.set_forkserver_preload(["pytest", "fewfire.runs", "fewfire.files", "fewfire.doctor"])
+        _context.set_forkserver_preload(
+            ["pytest", "fewfire.runs", "fewfire.files", "fewfire.doctor", "fewfire.harvesting"]
+        )
     ours, theirs = _context.Pipe()
     child = _context.Process(target=_run, args=(job, theirs, args), daemon=True)
     child.start()

@@ -233,7 +233,10 @@ def test_tables_that_do_not_belong_to_the_rows(store):
         (write(whole), "row group"),
         (write(whole.slice(0, 30), whole.slice(30, 1), whole.slice(0, 0)), "row group"),
         (write(*(g.drop_columns("label") for g in parts(whole))), "columns"),
-        (write(*(g.set_column(3, "token", pa.array(range(len(g)), pa.int64())) for g in parts(whole))), "damaged|columns"),
+        (
+            write(*(g.set_column(3, "token", pa.array(range(len(g)), pa.int64())) for g in parts(whole))),
+            "damaged|columns",
+        ),
         (lambda path: path.write_bytes(b"PAR1 no table at all PAR1"), "damaged"),
         (lambda path: path.write_bytes(b""), "damaged"),
     ]

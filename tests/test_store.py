@@ -93,7 +93,7 @@ def test_numbers_that_there_are_not(tmp_path, wrong, error):
 
 def test_several_layers_share_their_tables(tmp_path):
     written = make_store(tmp_path / "stores", {"a.0": 4, "a.1": 7})
-    with pytest.raises(StoreError, match=r"several layers: a\.0, a\.1; name one"):
+    with pytest.raises(ValueError, match=r"several layers: a\.0, a\.1; name one"):
         ActivationStore.open(tmp_path / "stores")
     first, second = (ActivationStore.open(tmp_path / "stores" / name) for name in ("a.0", "a.1"))
     assert (first.d, second.d) == (4, 7)
@@ -178,7 +178,7 @@ def test_a_failing_disk_while_it_is_put_together(tmp_path, monkeypatch, step):
 
 def test_going_on_with_other_settings_is_refused(tmp_path):
     begun(tmp_path / "store", 1)
-    with pytest.raises(StoreError, match="begun with model 'none', and not 'other'"):
+    with pytest.raises(ValueError, match="begun with model 'none', and not 'other'"):
         StoreWriter(tmp_path / "store", ["a", "b"], "float16", "token", {"model": "other"})
 
 
@@ -243,6 +243,28 @@ def test_labels_come_along(tmp_path):
     assert source.labels.shape == (N,)
     assert source.labels[0] == "label 0"
     assert source.labels[9] is None
+
+
+def test_the_mean_and_scale_need_no_pass(tmp_path, monkeypatch):
+    """``center`` with them is ``center`` fitted on the rows; of a large store, that pass takes as long as an epoch."""
+    make_store(tmp_path / "store", dtype="float32")
+    source = ff.open_source(tmp_path / "store")
+    assert source.suggested_preprocess == "center"
+    fitted = [ff.Autoencoder(6, 8, "topk", preprocess="center") for _ in range(2)]
+    ff.Trainer(fitted[0], source, config=ff.TrainConfig(steps=1), progress=False).fit()
+    monkeypatch.delattr(StoreSource, "mean_and_scale")
+    ff.Trainer(fitted[1], source, config=ff.TrainConfig(steps=1), progress=False).fit()
+    known, seen = (model.preprocess for model in fitted)
+    torch.testing.assert_close(known.mean, seen.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(known.scale, seen.scale, rtol=1e-12, atol=0)
+
+
+def test_a_large_store_is_not_read_for_its_mean(tmp_path, monkeypatch):
+    make_store(tmp_path / "store")
+    source = ff.open_source(tmp_path / "store", shuffle_bytes=700)
+    model = ff.Autoencoder(6, 8, "topk", preprocess="center")
+    monkeypatch.setattr(type(model.preprocess), "fit", lambda *_: pytest.fail("it was read"))
+    ff.Trainer(model, source, config=ff.TrainConfig(steps=1), progress=False).fit()
 
 
 def test_a_damaged_block_ends_the_reading(tmp_path):

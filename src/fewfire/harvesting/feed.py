@@ -22,10 +22,10 @@ class Settings:
     """"token", or one row a document: the "mean" over its tokens, its "first" token or its "last" """
     dtype: str = "float16"
     special_tokens: bool = False
-    max_tokens: int = 1024
-    """of an input of the model; longer documents become several"""
-    batch_tokens: int = 2048
-    """given to the model at once, about"""
+    max_tokens: int = 0
+    """of an input of the model; longer documents become several. 0: not settled yet"""
+    batch_tokens: int = 0
+    """given to the model at once, about. 0: not settled yet"""
     shard_bytes: int = SHARD_BYTES
     device: str = "cpu"
     padding: int = 0

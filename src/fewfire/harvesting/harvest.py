@@ -48,7 +48,7 @@ def harvest(
     labels: Sequence[Any] | None = None,
     limit: int | None = None,
     channel_dim: int = -1,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     device: str | None = None,
     resume: bool = False,
@@ -89,7 +89,8 @@ def harvest(
     channel_dim
         Of batches: which dimension of what a layer puts out holds the columns, 1 for pictures (B, channels, h, w).
     batch_tokens, shard_bytes
-        Tokens that the model is given at once, and bytes of a shard, about.
+        Tokens that the model is given at once, and bytes of a shard, about. None: 1,024 on a CPU, whose caches hold no
+        more; 16,384 elsewhere.
     device
         For models that are loaded here; None: the GPU, if there is one.
     resume
@@ -111,8 +112,10 @@ def harvest(
         No such model, file, layer or column; settings that make no sense; or values that ``dtype`` cannot hold.
     """
     names = [layers] if isinstance(layers, str) else list(layers)
-    settings = Settings(per, dtype, special_tokens, max_tokens or 0, batch_tokens, shard_bytes, channel_dim=channel_dim)
-    _check(settings, max_tokens, limit)
+    settings = Settings(
+        per, dtype, special_tokens, max_tokens or 0, batch_tokens or 0, shard_bytes, channel_dim=channel_dim
+    )
+    _check(settings, max_tokens, batch_tokens, limit)
     out = Path(out)
     _check_unused(out, resume)
     if isinstance(model, str | Path):
@@ -124,7 +127,7 @@ def harvest(
                 "labels=... are of batches; those of texts stand beside them: label=... names their column"
             )
         listener = Listener(model.model, names)
-        feed, settings = _text_feed(model, _documents(inputs, column, label, limit), listener, settings)
+        feed, settings = text_feed(model, _documents(inputs, column, label, limit), listener, settings)
         about = {"name": model.name, "sha256": model.digest}
     else:
         if not isinstance(model, nn.Module):
@@ -210,7 +213,7 @@ def _document(found: Any) -> Document:
     raise TypeError(f"expected a text, or (text, label); got {one_line(repr(found), 80)}")
 
 
-def _text_feed(
+def text_feed(
     model: Pretrained, documents: Iterator[Document], listener: Listener, settings: Settings
 ) -> tuple[TextFeed, Settings]:
     """The feed, and the settings with what the model makes of them."""
@@ -224,7 +227,8 @@ def _text_feed(
     marks = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     padding = next(mark for mark in marks if mark is not None)
     device = str(next(model.model.parameters()).device)
-    settings = replace(settings, max_tokens=most, padding=padding, device=device)
+    at_once = settings.batch_tokens or (1024 if device == "cpu" else 16_384)
+    settings = replace(settings, max_tokens=most, batch_tokens=at_once, padding=padding, device=device)
     widths: dict[str, int] = {}
 
     def measure(layer: str, hidden: Tensor) -> None:
@@ -244,14 +248,14 @@ def _inputs(ids: list[int]) -> dict[str, list[int]]:
 # ---------------------------------------------------------------------------------------------- what is asked
 
 
-def _check(settings: Settings, max_tokens: int | None, limit: int | None) -> None:
+def _check(settings: Settings, max_tokens: int | None, batch_tokens: int | None, limit: int | None) -> None:
     for what, value, known in (("per", settings.per, PER), ("dtype", settings.dtype, tuple(DTYPES))):
         if value not in known:
             raise ValueError(
                 f"expected {what} to be one of {', '.join(known)}; got {value!r:.60}{did_you_mean(value, known)}"
             )
-    counts = {"max_tokens": max_tokens, "limit": limit}
-    counts |= {"batch_tokens": settings.batch_tokens, "shard_bytes": settings.shard_bytes}
+    counts = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "limit": limit}
+    counts["shard_bytes"] = settings.shard_bytes
     for what, number in counts.items():
         if number is not None and (type(number) is not int or number < 1):
             raise ValueError(f"expected {what} to be a whole number of at least 1; got {number!r:.60}")
@@ -262,11 +266,11 @@ def _told(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _name_of(inputs: Any) -> str:
-    """What a person calls them; nothing of the machine's paths."""
+def _name_of(inputs: Any) -> str | None:
+    """What a person calls them, if they have a name; nothing of the machine's paths."""
     if isinstance(inputs, str | Path):
         return str(inputs) if inputs in TEXTS else Path(inputs).name
-    return type(inputs).__name__
+    return None
 
 
 def _versions() -> dict[str, str]:

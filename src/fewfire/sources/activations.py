@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewfire.contracts import Layout
 from fewfire.preprocess import Spec
@@ -36,7 +37,8 @@ class StoreSource(BlockSource):
     """An activation store, as ``fewfire harvest`` makes it, of any size.
 
     How rows are shuffled and what memory is needed: :class:`BlockSource`; a block is some 4 MiB of rows, and is held
-    against its checksum whenever it is read.
+    against its checksum whenever it is read. The preprocess suggested is ``center``, whose mean and scale stand in the
+    manifest: columns of hidden states keep their relative scales.
 
     Parameters
     ----------
@@ -50,7 +52,9 @@ class StoreSource(BlockSource):
     FileNotFoundError
         There is no store.
     StoreError
-        It is damaged, or one of several layers'. From the iterator: a block is not what was written.
+        It is damaged. From the iterator: a block is not what was written.
+    ValueError
+        It holds a store for each of several layers; the message names them.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class StoreSource(BlockSource):
         path: str | Path,
         *,
         layout: Layout | Mapping[str, Any] | None = None,
-        suggested_preprocess: Spec = None,
+        suggested_preprocess: Spec = "center",
         shuffle_bytes: int = SHUFFLE_BYTES,
     ) -> None:
         from fewfire.store import ActivationStore
@@ -73,12 +77,18 @@ class StoreSource(BlockSource):
         )
 
     @cached_property
-    def labels(self) -> Any:
+    def labels(self) -> Any:  # type: ignore[override]  # a table has none, and here they are read when asked for
         """(n,) of each row its document's label; None where there is none, or where rows are too many for memory."""
         if self.store.n_rows > MOST_LABELS:
             return None
         found = self.store.rows(range(self.store.n_rows))["label"]
         return None if found.null_count == len(found) else found.to_numpy()
+
+    @property
+    def mean_and_scale(self) -> tuple[Tensor, Tensor]:
+        """(d,) and (), of all rows of the store."""
+        said = self.store.described
+        return torch.tensor(said.mean, dtype=torch.float64), torch.tensor(said.scale, dtype=torch.float64)
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -238,15 +238,17 @@ class BlockSource:
         return _Pool(kept.x, kept.rows, rng.permutation(len(self), seed, epoch) if shuffle else None)
 
     def _pools(self, seed: int, epoch: int, skip: int, stop: Event) -> Generator[_Pool, None, None]:
+        # Two pools' memory in turn: one in use, one being filled. Fresh memory for each costs more than reading it.
+        rooms = [self._room(self.shuffle_window) for _ in range(2)]
         for number, shares in enumerate(self._deal(seed, epoch)):
             count = sum(share.count for share in shares)
             if skip < count:
-                pool = self._load(shares, seed, epoch, stop)
+                pool = self._load(shares, seed, epoch, stop, rooms[number % 2])
                 if stop.is_set():
                     return
                 order = rng.permutation(count, seed, epoch, "pool", number)
                 yield _Pool(pool.x, pool.rows, order[skip:])
-                del pool  # its memory is for the next one
+                del pool
             skip = max(skip - count, 0)
 
     def _deal(self, seed: int, epoch: int) -> Iterator[list[_Share]]:
@@ -269,10 +271,13 @@ class BlockSource:
         if shares:
             yield shares
 
-    def _load(self, shares: Sequence[_Share], seed: int, epoch: int, stop: Event) -> _Pool:
+    def _room(self, count: int) -> Rows:
+        return np.empty((count, *self.row_shape), self.reader.dtype)
+
+    def _load(self, shares: Sequence[_Share], seed: int, epoch: int, stop: Event, room: Rows | None = None) -> _Pool:
         """The rows of these shares. Given up half-way when told to stop: nobody will see it then."""
         count = sum(share.count for share in shares)
-        x = np.empty((count, *self.row_shape), self.reader.dtype)
+        x = self._room(count) if room is None else room[:count]
         rows = np.empty(count, np.int64)
         at = 0
         for share in shares:

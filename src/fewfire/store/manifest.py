@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fewfire.disk import one_line, parse_json, sha256_json
+from fewfire.disk import ModelFileError, one_line, parse_json, sha256_json
 
 __all__ = [
     "BLOCK_BYTES",
@@ -56,8 +56,8 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 
 
-class StoreError(ValueError):
-    """A store is damaged, hostile, unfinished or too new. The message is one line and names the file."""
+class StoreError(ModelFileError):
+    """A store is damaged, hostile or too new. The message is one line and names the file."""
 
 
 def shard_name(number: int) -> str:

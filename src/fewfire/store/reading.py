@@ -59,14 +59,16 @@ class ActivationStore:
         FileNotFoundError
             There is no such folder, or it is no store, or not a finished one.
         StoreError
-            It holds several stores, or what it holds is not what its manifest says.
+            What it holds is not what its manifest says.
+        ValueError
+            It holds a store for each of several layers; the message names them.
         """
         path = Path(path)
         if not path.is_dir():
             raise FileNotFoundError(f"no such folder: {path}; expected an activation store, as `fewfire harvest` makes")
         if not (path / MANIFEST).is_file() and (inner := stores_in(path)):
             names = one_line(", ".join(store.name for store in inner), 200)
-            raise StoreError(f"{path} holds a store for each of several layers: {names}; name one, {inner[0]}")
+            raise ValueError(f"{path} holds a store for each of several layers: {names}; name one, {inner[0]}")
         return cls(path, *Manifest.read(path))
 
     def __len__(self) -> int:

@@ -98,9 +98,9 @@ class StoreWriter:
     Raises
     ------
     StoreError
-        What is in the folder was begun with other settings.
+        What is in the folder is damaged.
     ValueError
-        The name of a layer can be no folder's.
+        It was begun with other settings; or the name of a layer can be no folder's.
     """
 
     def __init__(self, folder: Path, layers: Sequence[str], dtype: str, per: str, producer: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ class StoreWriter:
             atomic_write(path, canonical_json(self.producer))
             known = self.producer
         if known != self.producer:
-            raise StoreError(f"{self.folder} was begun with {_difference(known, self.producer)}; ask for the same")
+            raise ValueError(f"{self.folder} was begun with {_difference(known, self.producer)}; ask for the same")
         for place in (self._unfinished, *self.folders.values()):
             sweep(place)
 

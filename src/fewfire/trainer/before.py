@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewfire.contracts import Batch
 from fewfire.evaluation import finite_rows
+from fewfire.preprocess import Center
 from fewfire.rows import check_finite
 from fewfire.trainer.refusals import OR_SKIP
 from fewfire.trainer.signals import interruptible
@@ -31,7 +32,10 @@ ENDLESS_ROWS = 1 << 18
 
 
 def fit_preprocess(trainer: Trainer) -> None:
-    """Fit what the model carries and was not fitted yet, on the training rows as they come."""
+    """Fit what the model carries and was not fitted yet, on the training rows as they come.
+
+    A source that knows its mean and scale, as an activation store does, need not be read for them.
+    """
     source = interruptible(trainer.source, trainer._stop, NOTHING_TRAINED)
     most = ENDLESS_ROWS // ROWS_AT_ONCE if source.n_rows is None else None
 
@@ -44,7 +48,9 @@ def fit_preprocess(trainer: Trainer) -> None:
     def targets() -> Iterator[Tensor]:
         return (_usable(trainer, b.x, b, "the target") for b in batches())
 
-    model = trainer.model
+    model, known = trainer.model, getattr(trainer.source, "mean_and_scale", None)
+    if known is not None and isinstance(model.preprocess, Center) and not model.preprocess.fitted:
+        model.preprocess.fit_known(*known)
     for preprocess, stream in ((model.preprocess, inputs), (model.preprocess_out, targets)):
         if preprocess is not None and not preprocess.fitted:
             preprocess.fit(stream)
