@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from fewfire import plot
+from fewfire._version import __version__
 from fewfire.autoencoder import Autoencoder
 from fewfire.contracts import Source
 from fewfire.disk import fsync_folder, locked
@@ -112,7 +113,9 @@ def _commit(new: Path, final: Path) -> None:
 
 def _key(run: Run, source: Source, rows: int, compare: Run | None) -> str:
     """Changes when the bundle would."""
-    digest = hashlib.sha256(f"{store.FORMAT} {rows} {source.fingerprint} {run.path.resolve().name}".encode())
+    digest = hashlib.sha256(
+        f"{store.FORMAT} {__version__} {rows} {source.fingerprint} {run.path.resolve().name}".encode()
+    )
     for one in (run, compare):
         if one is not None:
             digest.update(json.dumps(one.model.config(), sort_keys=True).encode())
