@@ -35,7 +35,7 @@ class Surprisal:
         values, counts = torch.unique(scores.double(), return_counts=True)
         n = len(scores)
         at_least = counts.flip(0).cumsum(0).flip(0)  # how many are this large
-        nats = -torch.log(at_least / (n + 1))
+        nats = -torch.log(at_least.double() / (n + 1))
         threshold = torch.quantile(values, 1 - 1 / TAIL) if len(values) > 1 else values[0]
         above = values >= threshold
         excess = ((values - threshold) * counts)[above].sum() / counts[above].sum()
