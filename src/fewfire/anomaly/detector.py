@@ -96,13 +96,13 @@ class Detector:
         padded = _padded(rows)
         readings, shares = self._read(padded, explain)
         nats = [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
-        strange = math.log(self.n_seen + 1) * self.views.strange(padded)  # of a value that none of n rows had
+        strange = math.log(self.n_seen + 1) * self.views.strange(padded).double()  # of a value that none of n rows had
         total = (_fused(nats, CHUNK) + strange.sum(1))[:n]
         if not explain:
             return Findings(total, None)
         share = torch.zeros_like(padded)
         for one, by_column in zip(nats, shares, strict=True):
-            share += one.pow(POWER).unsqueeze(1) * by_column
+            share += one.unsqueeze(1) * by_column  # not cubed: columns that several readings name are surer
         share *= _fused(nats, CHUNK).unsqueeze(1) / share.sum(1, keepdim=True).clamp(min=1e-300)
         share = (share + strange)[:n]
         return Findings(total, share / share.sum(1, keepdim=True).clamp(min=1e-300))
@@ -166,8 +166,8 @@ class Detector:
             expect({"seen": part.seen}, "seen", torch.bool, None, detector.n_seen)
         scales = _under("scales.", tensors)
         detector.scales = [Surprisal.restore(scales, str(i)) for i in range(len(scales))]
-        if detector.state()[0].keys() != tensors.keys():
-            raise ValueError("there are tensors of no part")
+        if (detector.usual.diff() < 0).any() or detector.state()[0].keys() != tensors.keys():
+            raise ValueError("usual scores are not in order, or there are tensors of no part")
         return detector
 
 

@@ -75,8 +75,7 @@ class Ensemble(Part, name="ensemble"):
         sample = x[:FEW]
         everyone = torch.ones(self.members, len(sample), dtype=torch.bool)
         with torch.no_grad():
-            nll, variance = self._columns(sample, everyone)
-        self._usual_nll, self._usual_variance = nll.mean(0), variance.mean(0).clamp(min=1e-12)
+            self._usual_nll = self._columns(sample, everyone)[0].mean(0)
 
     def _deal(self, d: int, generator: Generator) -> Tensor:
         """(blocks, width) columns of each block: one of all columns, or several of columns dealt at random.
@@ -115,10 +114,9 @@ class Ensemble(Part, name="ensemble"):
     def read(self, x: Tensor, trusted: Tensor) -> dict[str, Reading]:
         with torch.no_grad():
             nll, variance = self._columns(x, trusted)
-        return {
-            "surprise": Reading(nll.mean(1), (nll - self._usual_nll).clamp(min=0)),
-            "disagreement": Reading(variance.mean(1), variance / self._usual_variance),
-        }
+        # a strange value makes the members disagree about the columns beside it: which is no reason to name those
+        share = (nll - self._usual_nll).clamp(min=0)
+        return {"surprise": Reading(nll.mean(1), share), "disagreement": Reading(variance.mean(1), share)}
 
     def _columns(self, x: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
         """(B, d) each: likelihood and variance, over the members that may judge."""
@@ -143,14 +141,12 @@ class Ensemble(Part, name="ensemble"):
             "order": self._order,
             "seen": self.seen,
             "usual_nll": self._usual_nll,
-            "usual_variance": self._usual_variance,
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.seen = expect(state, "seen", torch.bool, self.members, None)
         self._usual_nll = expect(state, "usual_nll", torch.float32, None)
         d = len(self._usual_nll)
-        self._usual_variance = expect(state, "usual_variance", torch.float32, d, positive=True)
         self._order = expect(state, "order", torch.int64, None, None)
         count, width = self._order.shape
         if self.members % count or set(self._order.flatten().tolist()) != set(range(d)):

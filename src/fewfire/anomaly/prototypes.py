@@ -36,7 +36,8 @@ class Prototypes(Part, name="prototypes"):
         self.restore({"rows": x[drawn], "seen": seen})
 
     def read(self, x: Tensor, trusted: Tensor) -> dict[str, Reading]:
-        nearest = (self._squares - 2 * (self._rows @ x.T)).argmin(1)  # (M, B)
+        # squared distances but for the row's own square: (M, B, K), least where the prototype is nearest
+        nearest = torch.baddbmm(self._squares, x.expand(self.members, -1, -1), self._turned, alpha=-2).argmin(2)
         # exactly, of the one found: the product's rounding would hide that a row is a prototype
         squared = (x - self._rows[torch.arange(self.members).unsqueeze(1), nearest]).square()
         distance = squared.sum(2).sqrt()
@@ -50,4 +51,5 @@ class Prototypes(Part, name="prototypes"):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.seen = expect(state, "seen", torch.bool, self.members, None)
         self._rows = expect(state, "rows", torch.float32, self.members, None, None)  # (M, K, d)
-        self._squares = self._rows.square().sum(2, keepdim=True)  # (M, K, 1)
+        self._turned = self._rows.transpose(1, 2).contiguous()
+        self._squares = self._rows.square().sum(2).unsqueeze(1)  # (M, 1, K)

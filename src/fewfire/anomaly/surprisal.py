@@ -44,7 +44,7 @@ class Surprisal:
         values, counts = torch.unique(scores, return_counts=True)
         n = len(scores)
         at_least = counts.flip(0).cumsum(0).flip(0)  # how many are this large
-        nats = -torch.log(at_least / (n + 1))
+        nats = -torch.log(at_least.double() / (n + 1))
         threshold = torch.quantile(values, 1 - 1 / TAIL)
         above = values >= threshold
         excess = ((values - threshold) * counts)[above].sum() / counts[above].sum()

@@ -236,9 +236,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def explain(self, X: Any) -> npt.NDArray[np.float64]:
         """(n, columns) the share of each column in its row's score, of sum 1; 0 where nothing is unusual at all.
 
-        Of each of the three scores, by column: how much less likely its value is than usual, how much the
-        autoencoders disagree about it, how far it is from the nearest training rows; weighted by what the score
-        contributes. The shares of a category's columns, and of a column's moments in a window, are added up.
+        By column, how much less likely its value is than usual, for the surprise of autoencoders and their
+        disagreement, and how far it is from the nearest training rows, for the distance; weighted by the nats of each
+        score. The shares of a category's columns, and of a column's moments in a window, are added up.
         """
         detector = self.detector_
         found = []
@@ -353,7 +353,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             {
                 "parameters": {
                     **{k: plain(v) for k, v in self.get_params().items() if k != "random_state"},
-                    "window": None if self._window == 1 else self._window,
+                    "window": None if self._window == 1 else int(self._window),
                 },
                 "threshold": self.threshold_ if math.isfinite(self.threshold_) else "inf",  # JSON has no infinity
                 "n_features_in": self.n_features_in_,
