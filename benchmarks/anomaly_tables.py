@@ -140,6 +140,8 @@ def measured(args: argparse.Namespace, protocol: str) -> Iterator[tuple[str, str
         for seed in args.seeds:
             train, test, answer = split(x, y, protocol, seed)
             for name, score in contestants(protocol, not args.no_vae).items():
+                if args.who and name not in args.who:
+                    continue
                 start = time.process_time()
                 scores = np.asarray(score(train, test, seed), dtype=np.float64)
                 yield name, path.stem, seed, scores, answer, time.process_time() - start
@@ -167,9 +169,10 @@ def run(args: argparse.Namespace, protocol: str) -> None:
     print()
     peers = [name for name in auroc if not name.startswith("fewfire")]
     best = sorted(peers, key=lambda name: -np.mean([np.mean(v) for v in auroc[name].values()]))[:2]
-    together = f"ranks of {best[0]} + {best[1]}"
-    for (table, seed), given in ranks.items():
-        note(together, table, given[best[0]] + given[best[1]], answers[table, seed])
+    if len(best) == 2:
+        together = f"ranks of {best[0]} + {best[1]}"
+        for (table, seed), given in ranks.items():
+            note(together, table, given[best[0]] + given[best[1]], answers[table, seed])
     tables = list(next(iter(auroc.values())))
     rows = [
         [
@@ -194,6 +197,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", help="names of tables, such as 6_cardio")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--protocols", nargs="*", default=PROTOCOLS, choices=PROTOCOLS)
+    parser.add_argument("--who", nargs="*", help="contestants by name; None: all")
     parser.add_argument("--no-vae", action="store_true", help="leave out PyOD's VAE, which takes longest")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
