@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from fewfire.anomaly.expect import expect
 from fewfire.anomaly.part import Part, Reading, draw
+from fewfire.rows import aligned
 
 __all__ = ["Prototypes"]
 
@@ -36,7 +37,7 @@ class Prototypes(Part, name="prototypes"):
         self.restore({"rows": x[drawn], "seen": seen})
 
     def read(self, x: Tensor, trusted: Tensor) -> dict[str, Reading]:
-        nearest = (self._squares - 2 * (self._rows @ x.T)).argmin(1)  # (M, B)
+        nearest = (self._squares - 2 * (self._rows @ aligned(x).T)).argmin(1)  # (M, B)
         # exactly, of the one found: the product's rounding would hide that a row is a prototype
         squared = (x - self._rows[torch.arange(self.members).unsqueeze(1), nearest]).square()
         distance = squared.sum(2).sqrt()
