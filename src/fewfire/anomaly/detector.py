@@ -80,8 +80,8 @@ class Detector:
         readings = [torch.cat(scores)[: len(which)] for scores in zip(*blocks, strict=True)]
         self.scales = [Surprisal.fit(scores) for scores in readings]
         self.n_seen = n
-        nats = [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
-        self.usual = _fused(nats, len(which)).sort().values
+        fused = [_fused(self._nats(scores), CHUNK) for scores in blocks]  # by chunks, as ever: the same bits
+        self.usual = torch.cat(fused)[: len(which)].sort().values
         """(min(n, 10000),) ascending: scores of training rows as if they had come later"""
         return self
 
@@ -95,7 +95,7 @@ class Detector:
         n = len(rows)
         padded = _padded(rows)
         readings, shares = self._read(padded, explain)
-        nats = [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
+        nats = self._nats(readings)
         strange = math.log(self.n_seen + 1) * self.views.strange(padded).double()  # of a value that none of n rows had
         total = (_fused(nats, CHUNK) + strange.sum(1))[:n]
         if not explain:
@@ -117,6 +117,9 @@ class Detector:
                 if explain:
                     shares.append(self.views.by_column(reading.share, part.view))
         return scores, shares
+
+    def _nats(self, readings: Sequence[Tensor]) -> list[Tensor]:
+        return [scale(scores) for scale, scores in zip(self.scales, readings, strict=True)]
 
     @property
     def n_columns(self) -> int:

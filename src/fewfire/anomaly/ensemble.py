@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from fewfire.anomaly.expect import expect
 from fewfire.anomaly.part import Part, Reading, draw
+from fewfire.rows import aligned
 
 __all__ = ["Ensemble"]
 
@@ -71,7 +72,7 @@ class Ensemble(Part, name="ensemble"):
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        self._weights = [w.detach() for w in self._weights]
+        self._weights = [_by_output(w.detach()) for w in self._weights]
         sample = x[:FEW]
         everyone = torch.ones(self.members, len(sample), dtype=torch.bool)
         with torch.no_grad():
@@ -106,8 +107,8 @@ class Ensemble(Part, name="ensemble"):
         """(M, B, d) -> centre and log-scale, each (M, B, d)."""
         *hidden, weight, bias = self._weights
         for w, b in zip(hidden[::2], hidden[1::2], strict=True):
-            x = torch.relu(torch.baddbmm(b, x, w))
-        centre, raw = torch.baddbmm(bias, x, weight).chunk(2, 2)
+            x = torch.relu(torch.baddbmm(b, _lined_up(x), w))
+        centre, raw = torch.baddbmm(bias, _lined_up(x), weight).chunk(2, 2)
         low, high = LOG_SCALE
         return centre, low + (high - low) * torch.sigmoid((raw - (low + high) / 2) * 4 / (high - low))
 
@@ -152,8 +153,19 @@ class Ensemble(Part, name="ensemble"):
         if self.members % count or set(self._order.flatten().tolist()) != set(range(d)):
             raise ValueError("blocks do not hold every column")
         self._weights = [
-            expect(state, f"weight_{i}", torch.float32, *shape) for i, (shape, _) in enumerate(self._shapes(width))
+            _by_output(expect(state, f"weight_{i}", torch.float32, *shape))
+            for i, (shape, _) in enumerate(self._shapes(width))
         ]
+
+
+def _by_output(weight: Tensor) -> Tensor:
+    """The same (M, inputs, outputs), what makes an output side by side: then, of rows that are lined up, a product
+    has the same bits wherever a row is in the batch."""
+    return weight.mT.contiguous().mT
+
+
+def _lined_up(x: Tensor) -> Tensor:
+    return aligned(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def _nll(x: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from fewfire.anomaly.expect import expect
 from fewfire.anomaly.part import Part, Reading, draw
+from fewfire.rows import aligned
 
 __all__ = ["Prototypes"]
 
@@ -37,7 +38,9 @@ class Prototypes(Part, name="prototypes"):
 
     def read(self, x: Tensor, trusted: Tensor) -> dict[str, Reading]:
         # squared distances but for the row's own square: (M, B, K), least where the prototype is nearest
-        nearest = torch.baddbmm(self._squares, x.expand(self.members, -1, -1), self._turned, alpha=-2).argmin(2)
+        nearest = torch.baddbmm(self._squares, aligned(x).expand(self.members, -1, -1), self._turned, alpha=-2).argmin(
+            2
+        )
         # exactly, of the one found: the product's rounding would hide that a row is a prototype
         squared = (x - self._rows[torch.arange(self.members).unsqueeze(1), nearest]).square()
         distance = squared.sum(2).sqrt()

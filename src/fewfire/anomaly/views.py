@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewfire.anomaly.expect import expect
+from fewfire.rows import aligned
 
 __all__ = ["Views"]
 
@@ -62,9 +63,9 @@ class Views:
             for name in ("root", "width", "std", "spread", "bent_std"):
                 expect(state, name, torch.float64, len(columns), positive=True)
         if "axes" in state:
-            axes = expect(state, "axes", torch.float64, len(columns), None)
+            axes = expect(state, "axes", torch.float64, None, len(columns))
             expect(state, "centre", torch.float64, len(columns))
-            expect(state, "axis_scale", torch.float64, axes.shape[1], positive=True)
+            expect(state, "axis_scale", torch.float64, len(axes), positive=True)
         return cls(state)
 
     @property
@@ -123,7 +124,7 @@ class Views:
             axes = axes[:, -count:]
         variance = values[-count:].clamp(min=0) / len(seen)
         scale = (variance + SHRINK * variance.mean()).sqrt().clamp(min=1e-12)
-        self._state |= {"centre": mean, "axes": axes, "axis_scale": scale}
+        self._state |= {"centre": mean, "axes": axes.T.contiguous(), "axis_scale": scale}
 
     def __call__(self, rows: Tensor, names: Sequence[str]) -> Tensor:
         """(B, D) float64 -> (B, len(names) * d) float32, the views side by side; together they weigh as much as one.
@@ -152,11 +153,8 @@ class Views:
         return (bent - self._state["bent_mean"]) / self._state["bent_std"]
 
     def _directions(self, kept: Tensor) -> Tensor:
-        return (
-            (self._range(kept).clamp(-FAR, FAR) - self._state["centre"])
-            @ self._state["axes"]
-            / self._state["axis_scale"]
-        )
+        centred = self._range(kept).clamp(-FAR, FAR) - self._state["centre"]
+        return aligned(centred) @ self._state["axes"].T / self._state["axis_scale"]
 
     def by_column(self, share: Tensor, names: Sequence[str]) -> Tensor:
         """Shares of what the views show as shares of the table's columns, of sum 1 where there are any.
@@ -166,10 +164,10 @@ class Views:
         at = 0
         kept = share.new_zeros(len(share), len(self.columns), dtype=torch.float64)
         for name in names:
-            loads = self._state["axes"].square().T if name == "directions" else None
-            width = len(self.columns) if loads is None else len(loads)
+            loads = self._state["axes"].T.square().contiguous() if name == "directions" else None
+            width = len(self.columns) if loads is None else loads.shape[1]
             part = share[:, at : at + width].double()
-            kept += part if loads is None else part @ loads
+            kept += part if loads is None else aligned(part) @ loads.T  # so laid out, a row's bits are its own
             at += width
         shares = kept.new_zeros(len(share), len(self._state["usual"]))
         shares[:, self.columns] = kept
