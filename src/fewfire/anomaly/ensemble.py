@@ -165,7 +165,7 @@ def _by_output(weight: Tensor) -> Tensor:
 
 
 def _lined_up(x: Tensor) -> Tensor:
-    return aligned(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return aligned(x.flatten(0, 1)).view(x.shape)
 
 
 def _nll(x: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:
