@@ -115,11 +115,14 @@ def fork_while_holding(tell, folder):
 
 
 def outlive_the_holder(tell, folder):
+    awake, woken = os.pipe()
     with locked(folder):
         child = os.fork()
         if child == 0:
+            os.write(woken, b".")  # it has started, and with that let go of what it inherited
             time.sleep(60)
             os._exit(0)
+        os.read(awake, 1)
         tell(child)
         os.kill(os.getpid(), signal.SIGKILL)
 
