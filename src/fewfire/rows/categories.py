@@ -96,7 +96,9 @@ def _is_text(column: Any) -> bool:
 
 
 def _texts(column: Any) -> list[str]:
-    return [MISSING if is_missing(value) else _text(value) for value in np.asarray(column).tolist()]
+    # pyarrow's own list: numpy's view of its dictionaries has a category in each empty cell
+    values = column.to_pylist() if hasattr(column, "to_pylist") else np.asarray(column).tolist()
+    return [MISSING if is_missing(value) else _text(value) for value in values]
 
 
 def _text(value: Any) -> str:
